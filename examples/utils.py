@@ -1,0 +1,623 @@
+"""What the scripts share and what would bore in them: command line, devices, data, scoring,
+checkpoints, results. To copy a script out of this repository, take this file along."""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import gzip
+import hashlib
+import http.client
+import importlib.metadata
+import inspect
+import io
+import json
+import math
+import os
+import platform
+import re
+import sys
+import tempfile
+import threading
+import time
+import typing
+import urllib.request
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+START = time.perf_counter()
+TIMES = {}  # "first_step": seconds from START to the end of the first training step
+
+
+class UserError(Exception):
+    """Something the user can mend. `run` prints it as one line and exits with status 2."""
+
+
+def require(ok, message):
+    """Raises UserError with the message unless `ok`."""
+    if not ok:
+        raise UserError(message)
+
+
+# %% Command line
+
+# What a flag may hold, by its name without a leading `teacher_`, and the same in words.
+RULES = {
+    "dataset": (("mnist", "fashion_mnist", "kmnist", "digits").__contains__, "a known dataset"),
+    "schedule": (("onecycle", "constant").__contains__, "onecycle or constant"),
+    "seed": (lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1"),
+    "epochs": (lambda v: v >= 0, "0 or more"),
+    "batch_size": (lambda v: v >= 1, "1 or more"),
+    "learning_rate": (lambda v: 0 < v < math.inf, "a number above 0"),
+    "temperature": (lambda v: 0 < v < math.inf, "a number above 0"),
+    "alpha": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "labels": (lambda v: v == "all" or (str(v).isdigit() and int(v) >= 10), "10 or more, or all"),
+    "holdout": (lambda v: v >= 0, "0 or more"),
+}
+
+
+def parse(config_class, argv=None):
+    """Flags from a dataclass: `learning_rate: float = 0.1  # help` makes `--learning-rate`."""
+    text = inspect.getdoc(inspect.getmodule(config_class)) or ""
+    parser = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
+    parser.error = lambda message: require(False, f"{message} (--help lists the flags)")
+    source, hints = inspect.getsource(config_class), typing.get_type_hints(config_class)
+    comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
+    for field in dataclasses.fields(config_class):
+        kind = (*typing.get_args(hints[field.name]), hints[field.name])[0]
+        how = {"type": kind, "metavar": kind.__name__.upper()}
+        how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
+        note = "" if field.default is None or kind is bool else f" (default {field.default})"
+        how |= {"default": field.default, "help": comments.get(field.name, "") + note}
+        parser.add_argument("--" + field.name.replace("_", "-"), **how)
+    return config_class(**vars(parser.parse_args(argv)))
+
+
+def run(main, config_class):
+    """Runs a script's `main(config)` from its command line."""
+    try:
+        config = parse(config_class)
+        use_huge_pages()
+        main(config)
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nStopped. The same command goes on from the last finished epoch.", file=sys.stderr)
+        sys.exit(130)
+
+
+def start(config):
+    """Checks flags and output folder, claims the cores and loads the data, before any work."""
+    for field in dataclasses.fields(config):
+        value, rule = getattr(config, field.name), RULES.get(field.name.removeprefix("teacher_"))
+        flag = "--" + field.name.replace("_", "-")
+        require(
+            value is None or not rule or rule[0](value),
+            f"{flag} {value}: must be {rule and rule[1]}",
+        )
+    try:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=config.output_dir).close()
+    except OSError as error:
+        raise UserError(f"--output-dir {config.output_dir}: cannot write ({error})") from None
+    use_all_cores()
+    data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
+    print(f"Data: {data}", flush=True)
+    return data
+
+
+def given(value, default):
+    return default if value is None else value
+
+
+# %% Devices
+
+
+def use_huge_pages():
+    """Restarts Python with glibc's huge pages: the large arrays of a training step then cost fewer
+    page faults, a sixth of the time of a teacher's step. Other systems ignore the variable."""
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def use_all_cores():
+    """Makes each CPU core a JAX device (a power of two, at most 8), to share out a batch: XLA runs
+    most CPU work but matrix products on one thread a device. GPUs are used as they are."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        jax.config.update("jax_num_cpu_devices", 2 ** min(3, int(math.log2(cores))))
+    except RuntimeError:  # JAX has started already, with the devices it has.
+        return
+
+
+@functools.cache
+def _sharding(*axes):
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def replicate(modules):
+    """Puts a copy of the state of a module, or of a tuple of modules, on every device."""
+    nnx.update(modules, jax.device_put(nnx.state(modules), _sharding()))
+
+
+def shard(batch):
+    """Shares arrays out over the devices by their first axis; copies them if it does not divide."""
+    divides = all(len(x) % jax.device_count() == 0 for x in jax.tree.leaves(batch))
+    return jax.device_put(batch, _sharding("batch") if divides else _sharding())
+
+
+# %% Data
+
+FILES = [
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
+
+
+class Split(typing.NamedTuple):
+    image: np.ndarray  # [N, 28, 28, 1] uint8
+    label: np.ndarray  # [N] int32
+    index: np.ndarray  # [N] int32: the place of each image in the whole training (or test) set
+
+    def take(self, places):
+        return Split(*(x[places] for x in self))
+
+
+class Data(typing.NamedTuple):
+    name: str  # mnist, fashion_mnist, kmnist or digits
+    source: str  # in words
+    train: Split
+    test: Split
+    scored_on: str  # "test", or "validation": held out of the training images
+
+    def __str__(self):
+        train, test = len(self.train.label), len(self.test.label)
+        return f"{self.name} ({self.source}), {train:,} training, {test:,} {self.scored_on} images"
+
+    def digest(self):
+        """Tells one training set from another."""
+        return digest(self.train.image, self.train.label)
+
+
+def digest(*things):
+    """A short fingerprint of arrays, and of the weights and statistics of modules."""
+    sha = hashlib.sha256()
+    for x in things:
+        x = nnx.state(x, (nnx.Param, nnx.BatchStat)) if isinstance(x, nnx.Module) else x
+        for array in jax.tree.leaves(x):
+            sha.update(np.ascontiguousarray(array))
+    return sha.hexdigest()[:16]
+
+
+def load_data(name, data_dir=None, holdout=0, quick=False):
+    """Loads a dataset from a folder, an earlier download, the network or, last, scikit-learn.
+
+    Args:
+      name: mnist, fashion_mnist or kmnist (four IDX files each), or digits (embedded).
+      data_dir: a folder with the IDX files, plain or gzip; else <NAME>_DATA_DIR is looked up.
+      holdout: so many training images, the last, take the place of the test images.
+      quick: only the first 2,000 training images.
+
+    Raises UserError where files are missing or wrong, or nothing can be had.
+    """
+    variable = f"{name.upper()}_DATA_DIR"
+    folder = data_dir or os.environ.get(variable)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-distillation"
+    if name != "digits" and folder:
+        source, (train, test) = "local files", _read_folder(Path(folder))
+    elif name != "digits" and _download(name, cache / name):
+        source, (train, test) = "downloaded", _read_folder(cache / name)
+    else:
+        hint = f"{name}: no copy and no network; --data-dir or {variable} may name one"
+        require(name in ("mnist", "digits"), hint)
+        if name == "mnist":
+            print(f"{hint}. Using embedded digits instead.", file=sys.stderr, flush=True)
+        name, source, (train, test) = "digits", "embedded in scikit-learn", _embedded_digits()
+    require(holdout < len(train.label), f"--holdout {holdout}: more than the training images")
+    if holdout:
+        train, test = train.take(slice(-holdout)), train.take(slice(-holdout, None))
+    train = train.take(slice(2000)) if quick else train
+    return Data(name, source, train, test, "validation" if holdout else "test")
+
+
+def _read_folder(folder):
+    """The training and the test split from the four IDX files of a folder."""
+    require(folder.is_dir(), f"{folder}: not a folder; it should hold {FILES[0]}.gz and three more")
+    splits = []
+    for image_file, label_file in (FILES[:2], FILES[2:]):
+        image, label = _read_idx(folder, image_file, 3), _read_idx(folder, label_file, 1)
+        require(image.shape[1:] == (28, 28), f"{folder / image_file}: images must be 28×28")
+        counts = f"{len(image)} images and {len(label)} labels"
+        require(len(image) == len(label), f"{folder / label_file}: {counts}; both must be as many")
+        require(label.size and label.max() <= 9, f"{folder / label_file}: labels must be 0 to 9")
+        splits.append(_split(image, label))
+    return splits
+
+
+def _read_idx(folder, name, dimensions):
+    """One IDX file, plain or gzip, as an array of uint8."""
+    path = folder / name if (folder / name).exists() else folder / f"{name}.gz"
+    require(path.exists(), f"{path}: missing; the folder must hold all four IDX files")
+    try:
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged ({error}); get it again") from None
+    magic = f"wrong magic number; must be an IDX file of bytes in {dimensions} dimensions"
+    require(raw[:4] == bytes([0, 0, 8, dimensions]), f"{path}: {magic}")
+    shape = np.frombuffer(raw[4 : 4 + 4 * dimensions], ">u4").astype(np.int64)
+    size = 4 + 4 * dimensions + math.prod(shape)
+    require(len(raw) == size, f"{path}: {len(raw)} bytes, but its header says {size}; get it again")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _split(image, label):
+    return Split(image[..., None], label.astype(np.int32), np.arange(len(label), dtype=np.int32))
+
+
+def _download(name, folder):
+    """Fetches the four files with TFDS's download manager, which checks their SHA-256; False with
+    no network. (`tfds.load` itself needs TensorFlow to prepare MNIST.)"""
+    if all((folder / f"{file}.gz").exists() for file in FILES):
+        return True
+    import tensorflow_datasets as tfds
+
+    infos = tfds.builder(name).url_infos
+    if not _reachable(next(iter(infos))):
+        return False
+    try:
+        manager = tfds.download.DownloadManager(
+            download_dir=folder / "downloads",
+            url_infos=infos,
+            dataset_name=name,
+            force_checksums_validation=True,
+        )
+        paths = manager.download({info.filename: url for url, info in infos.items()})
+    except Exception as error:  # The manager's, its HTTP library's or the system's.
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
+        raise UserError(f"{name}: the download failed ({reason}); see --data-dir") from None
+    for file, path in paths.items():
+        os.replace(path, folder / file)
+    return True
+
+
+def _reachable(url, seconds=4):
+    """Whether a server answers within that time, by way of a proxy too."""
+    answers = []
+
+    def ask():
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+            request = urllib.request.Request(url, method="HEAD")
+            answers.append(urllib.request.urlopen(request, timeout=seconds))
+
+    # In a thread, since looking a name up knows no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return bool(answers)
+
+
+def _embedded_digits():
+    """scikit-learn's 1,797 digits of 8×8, brought to MNIST's form: 20×20 in a frame of 28×28."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    image = jax.image.resize(digits.images * (255 / 16), (len(digits.images), 20, 20), "bilinear")
+    image = np.pad(np.rint(image).astype(np.uint8), ((0, 0), (4, 4), (4, 4)))
+    order = np.random.default_rng(0).permutation(len(image))
+    return [_split(image[part], digits.target[part]) for part in (order[500:], order[:500])]
+
+
+def take_labels(split, count, seed):
+    """A class-balanced subset of `count` images ("all": of all), drawn by `seed`."""
+    total = len(split.label)
+    count = total if count == "all" else int(count)
+    require(count <= total, f"--labels {count}: there are {total} training images; or say all")
+    order = np.random.default_rng([seed, 1]).permutation(total)
+    rank = np.empty(total, np.int64)  # of each image among those of its class
+    for c in np.unique(split.label):
+        rank[order[split.label[order] == c]] = np.arange((split.label == c).sum())
+    return split.take(np.sort(np.lexsort((np.argsort(order), rank))[:count]))
+
+
+def batches(split, batch_size, seed, epoch, **tables):
+    """One epoch's batches, shuffled by seed and epoch, without the rest that fills no whole batch.
+
+    Yields dicts: image [B, 28, 28, 1] float32 in [0, 1], label [B] int32, index [B] int32, and of
+    each of `tables` [N, ...] the rows of these images, looked up by index.
+    """
+    total = len(split.label)
+    require(batch_size <= total, f"--batch-size {batch_size}: larger than the data, {total} images")
+    order = np.random.default_rng([seed, 2, epoch]).permutation(total)
+    steps = range(0, total - batch_size + 1, batch_size)
+    for i in tqdm(steps, f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()):
+        image, label, index = split.take(order[i : i + batch_size])
+        batch = {"image": image / np.float32(255), "label": label, "index": index}
+        yield shard(batch | {name: table[index] for name, table in tables.items()})
+
+
+# %% Scoring
+
+
+@nnx.jit
+def _logits(model, image):
+    return model(image, train=False)
+
+
+def predict(model, split, batch_size=128):
+    """The logits of every image of a split in inference mode, [N, classes] float32."""
+    forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
+    for i in range(0, total, batch_size):
+        image = split.image[i : i + batch_size] / np.float32(255)
+        # The last batch is filled up: another shape would be compiled anew.
+        filled = np.pad(image, [(0, batch_size - len(image))] + [(0, 0)] * (image.ndim - 1))
+        parts.append(forward(shard(filled)))
+    return np.concatenate(jax.device_get(parts))[:total]
+
+
+def predict_by_index(model, split):
+    """The logits [N, classes] with each image's at its index; NaN at those not in the split."""
+    logits = predict(model, split)
+    table = np.full((split.index.max() + 1, logits.shape[1]), np.nan, np.float32)
+    table[split.index] = logits
+    return table
+
+
+def count_params(model):
+    """Trainable parameters: `nnx.Param` alone, not BatchNorm's statistics or random state."""
+    return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def mcnemar(correct_a, correct_b):
+    """The p-value of McNemar's exact test for two models on the same images, from [N] bool each."""
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+# %% Training that can be stopped
+
+
+class Phase:
+    """The plumbing of one training run: progress, checkpoints, going on, and a record.
+
+    Its folder's name carries a digest of its settings: a run goes on only from its own kind, and
+    never overwrites another. `history` holds a dict an epoch: epoch, seconds (of its steps alone),
+    the mean of each metric of its steps and, where it was scored, test_accuracy. `seconds` is the
+    cost of the whole run, and `notes` takes more to keep with it.
+    """
+
+    def __init__(self, name, output_dir, recipe, data, **more):
+        self.settings = {"data": data.digest(), **recipe._asdict(), **more}
+        self.name, self.history, self.seconds, self.notes = name, [], 0.0, {}
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
+        self.folder = Path(output_dir) / "checkpoints" / f"{name}-{digest[:10]}"
+
+    def epochs(self, model, optimizer, score):
+        """Yields the epochs still to train, from 1 on; saves model and optimizer after each.
+
+        `score()` gives the test accuracy, about ten times in all. Raises UserError when a step's
+        metrics, handed to `log`, were not finite.
+        """
+        replicate((model, optimizer))
+        if self.restore(model=model, optimizer=optimizer):
+            before = "Trained before with these settings" if self.finished else "Going on"
+            print(f"{before}: epoch {len(self.history)} of {self.folder}", flush=True)
+        begun, count = time.perf_counter() - self.seconds, self.settings["epochs"]
+        for epoch in range(len(self.history) + 1, count + 1):
+            epoch_begun, self.steps = time.perf_counter(), []
+            yield epoch
+            record = {"epoch": epoch, **self._means(epoch)}
+            record["seconds"] = time.perf_counter() - epoch_begun
+            if epoch % max(1, count // 10) == 0 or epoch == count:
+                record["test_accuracy"] = float(score())
+            self.history.append(record)
+            self.seconds = time.perf_counter() - begun
+            self._save(epoch, model=model, optimizer=optimizer)
+            print(_epoch_line(record, count), flush=True)
+
+    def log(self, metrics):
+        """Takes the dict of scalars that a step returned."""
+        self.steps.append(metrics)
+        # On the CPU one step ends before the next begins: with the batch shared out over several
+        # devices, XLA's thread pool can otherwise deadlock (seen in jaxlib 0.10.2), and gains none.
+        if jax.default_backend() == "cpu" or not TIMES:
+            jax.block_until_ready(metrics)
+        TIMES.setdefault("first_step", time.perf_counter() - START)
+
+    def _means(self, epoch):
+        steps = jax.device_get(self.steps)
+        for i, metrics in enumerate(steps, 1):
+            finite = all(np.isfinite(v) for v in metrics.values())
+            where = f"{self.name}, epoch {epoch}, step {i}"
+            require(finite, f"{where}: the loss is not finite; try a lower --learning-rate")
+        return {k: float(np.mean([m[k] for m in steps])) for k in steps[0]}
+
+    @property
+    def finished(self):
+        with self._manager() as manager:
+            return (manager.latest_step() or 0) >= self.settings["epochs"]
+
+    def _manager(self):
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
+        return ocp.CheckpointManager(self.folder.absolute(), options=options)
+
+    def _save(self, epoch, **modules):
+        meta = {key: getattr(self, key) for key in ("settings", "history", "seconds", "notes")}
+        items = {key: ocp.args.StandardSave(nnx.state(m)) for key, m in modules.items()}
+        with self._manager() as manager:
+            manager.save(epoch, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
+
+    def restore(self, **modules):
+        """Brings the newest checkpoint back into `model=`, `optimizer=`; False if there is none."""
+        with self._manager() as manager:
+            if not manager.latest_step():
+                return False
+            like = {
+                key: jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.state(m))
+                for key, m in modules.items()
+            }
+            items = {key: ocp.args.StandardRestore(state) for key, state in like.items()}
+            try:
+                args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
+                saved = manager.restore(manager.latest_step(), args=args)
+            except Exception as error:  # Orbax raises many kinds for files that are not right.
+                reason = str(error).split("\n")[0][:200]
+                hint = "the checkpoint is damaged or of another shape; move it away to train anew"
+                raise UserError(f"{self.folder}: {hint} ({reason})") from None
+        for key, module in modules.items():
+            nnx.update(module, saved[key])
+        for key in ("settings", "history", "seconds", "notes"):
+            setattr(self, key, saved["meta"][key])
+        return True
+
+
+def _epoch_line(record, count):
+    accuracy = f" | Test Acc: {record['test_accuracy']:.4f}" if "test_accuracy" in record else ""
+    loss = f"Loss: {record['loss']:.4f}"
+    if "soft_loss" in record:
+        loss = f"Hard: {record['hard_loss']:.4f} Soft: {record['soft_loss']:.4f}"
+    return f"Epoch {record['epoch']:2}/{count}{accuracy} | {loss} | {record['seconds']:.1f} s"
+
+
+def find_run(name, model, recipe, data, config, script):
+    """Brings back into `model` what an earlier run trained: the one that `--<name>` points to,
+    whatever its recipe, or the one that `script` left beside this run's output folder with this
+    recipe and data. Returns its Phase, or None if there is none."""
+    given = getattr(config, name)
+    phase = Phase(name, given or Path(config.output_dir).parent / script, recipe, data)
+    if given:
+        found = sorted(phase.folder.parent.glob(f"{name}-*"), key=os.path.getmtime)
+        require(found, f"--{name} {given}: there is no {phase.folder.parent}/{name}-*")
+        phase.folder = phase.folder if phase.folder in found else found[-1]
+    elif not phase.folder.exists():
+        return None
+    replicate(model)
+    trained = phase.restore(model=model) and phase.finished
+    if given:
+        require(trained, f"--{name} {given}: it is not trained to its end; run its command again")
+        same = phase.settings["data"] == data.digest()
+        require(same, f"--{name} {given}: it was trained on other data than this run's")
+    if trained:
+        print(f"Taken from {phase.folder}", flush=True)
+    return phase if trained else None
+
+
+# %% Results
+
+
+def banner(text):
+    print(f"\n{f' {text} ':=^80}", flush=True)
+
+
+def rows(runs, logits, split):
+    """The rows of results.json, from {name: (model, Phase)} and {name: logits [N, C] on a split}.
+
+    Where one is called teacher, `agreement` is the share of images on which a model answers as it.
+    """
+    answers, found = {name: x.argmax(-1) for name, x in logits.items()}, []
+    for name, (model, phase) in runs.items():
+        errors = int((answers[name] != split.label).sum())
+        row = {"name": name, "seed": phase.settings["seed"], "params": count_params(model)}
+        row |= {"test_accuracy": 1 - errors / len(split.label), "test_errors": errors}
+        if "teacher" in answers:
+            row["agreement"] = float((answers[name] == answers["teacher"]).mean())
+        row |= {"seconds": phase.seconds, **phase.notes}
+        row["epoch_seconds"] = [record["seconds"] for record in phase.history]
+        found.append(row | {"settings": phase.settings, "history": phase.history})
+    return found
+
+
+def draw_curves(figure, rows):
+    """Losses over the epochs, hard and soft apart, and test accuracies; the teacher's as a line."""
+    losses, accuracies = figure.subplots(1, 2)
+    for row in rows:
+        epochs = [record["epoch"] for record in row["history"]]
+        scored = [r for r in row["history"] if "test_accuracy" in r]
+        if row["name"] == "teacher" and len(rows) > 1:
+            accuracies.axhline(row["test_accuracy"], color="gray", linestyle="--", label="teacher")
+            continue
+        for key in ("hard_loss", "soft_loss") if "soft_loss" in row["history"][0] else ("loss",):
+            label = f"{row['name']}, {key.replace('_', ' ')}"
+            losses.plot(epochs, [record[key] for record in row["history"]], label=label)
+        points = [r["epoch"] for r in scored], [r["test_accuracy"] for r in scored]
+        accuracies.plot(*points, ".-", label=row["name"])
+    losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
+    accuracies.set(xlabel="epoch", ylabel="test accuracy")
+    losses.legend()
+    accuracies.legend()
+
+
+def draw_soft_targets(figure, split, logits):
+    """Four images of which the teacher is right but least sure, and its soft targets for them."""
+    right = logits.argmax(-1) == split.label
+    unsure = np.argsort(np.where(right, jax.nn.softmax(logits).max(-1), 2))[:4]
+    for (picture, bars), i in zip(figure.subplots(2, 4).T, unsure, strict=True):
+        picture.imshow(split.image[i, :, :, 0], cmap="gray_r")
+        picture.set(title=f"test image {split.index[i]}, a {split.label[i]}", xticks=[], yticks=[])
+        for t, shift in ((1, -0.2), (3, 0.2)):
+            bars.bar(np.arange(10) + shift, jax.nn.softmax(logits[i] / t), 0.4, label=f"T = {t}")
+        bars.set(xticks=range(10), ylim=(0, 1), ylabel="teacher's probability")
+        bars.legend()
+    return {int(split.index[i]): logits[i].tolist() for i in unsure}
+
+
+def write_whole(path, content):
+    """Writes bytes to a file, whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)
+    os.replace(file.name, path)
+
+
+def write_results(config, data, rows, figure, more=None):
+    """Writes results.json and figure.png to the output folder; returns what the former holds."""
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    report = {
+        "script": Path(inspect.getfile(type(config))).name,
+        "config": dataclasses.asdict(config),
+        "dataset": {
+            "name": data.name,
+            "source": data.source,
+            "train": len(data.train.label),
+            data.scored_on: len(data.test.label),
+        },
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in packages},
+        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({platform.machine()})",
+        "seconds": {row["name"]: row["seconds"] for row in rows} | TIMES,
+        **(more or {}),
+        "results": rows,
+    }
+    report["seconds"]["total"] = time.perf_counter() - START
+    png = io.BytesIO()
+    figure.savefig(png, dpi=100)
+    write_whole(Path(config.output_dir) / "figure.png", png.getvalue())
+    text = json.dumps(report, indent=1) + "\n"
+    write_whole(Path(config.output_dir) / "results.json", text.encode())
+    return report
+
+
+def summary(report, data, lines):
+    """Prints the table of the models and the lines {what: found} below it."""
+    banner("SUMMARY")
+    print(f"{'':31}parameters  {data.scored_on} accuracy  errors")
+    for row in report["results"]:
+        accuracy = f"{100 * row['test_accuracy']:.2f} %"
+        print(f"{row['name']:31}{row['params']:>10,}{accuracy:>15}{row['test_errors']:>8,}")
+    minutes = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items() if k != "first_step")
+    lines |= {"Time": minutes, "Data": data, "Results and figure": report["config"]["output_dir"]}
+    for what, found in lines.items():
+        print(f"{what:31}{found}")
+    sys.stdout.flush()
