@@ -97,8 +97,7 @@ def train_step(model, optimizer, batch):
 
 
 # %% Training
-# The function returns the model and its `utils.Phase`, which shows progress, keeps checkpoints and
-# records what was measured.
+# `utils.Phase` shows progress, keeps checkpoints and records what was measured.
 
 
 class Recipe(NamedTuple):
@@ -127,7 +126,7 @@ def evaluate(model, split):
 
 
 def train_teacher(data, recipe, output_dir):
-    """Trains the teacher on all labels."""
+    """Trains the teacher on all labels. Returns it and its `utils.Phase`."""
     teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
     phase = utils.Phase("teacher", output_dir, recipe, data)

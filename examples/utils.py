@@ -234,29 +234,31 @@ def _read_folder(folder):
     require(folder.is_dir(), f"{folder}: not a folder; it should hold {FILES[0]}.gz and three more")
     splits = []
     for image_file, label_file in (FILES[:2], FILES[2:]):
-        image, label = _read_idx(folder, image_file, 3), _read_idx(folder, label_file, 1)
-        require(image.shape[1:] == (28, 28), f"{folder / image_file}: images must be 28×28")
-        counts = f"{len(image)} images and {len(label)} labels"
-        require(len(image) == len(label), f"{folder / label_file}: {counts}; both must be as many")
-        require(label.size and label.max() <= 9, f"{folder / label_file}: labels must be 0 to 9")
+        image, image_path = _read_idx(folder, image_file, 3)
+        label, label_path = _read_idx(folder, label_file, 1)
+        require(image.shape[1:] == (28, 28), f"{image_path}: images must be 28×28")
+        counts = f"{len(label)} labels for {len(image)} images; both must be as many"
+        require(len(image) == len(label), f"{label_path}: {counts}")
+        require(label.size and label.max() <= 9, f"{label_path}: labels must be 0 to 9")
         splits.append(_split(image, label))
     return splits
 
 
 def _read_idx(folder, name, dimensions):
-    """One IDX file, plain or gzip, as an array of uint8."""
+    """One IDX file, plain or gzip, as an array of uint8, and its path."""
     path = folder / name if (folder / name).exists() else folder / f"{name}.gz"
     require(path.exists(), f"{path}: missing; the folder must hold all four IDX files")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); get it again") from None
+    start = 4 + 4 * dimensions
     magic = f"wrong magic number; must be an IDX file of bytes in {dimensions} dimensions"
-    require(raw[:4] == bytes([0, 0, 8, dimensions]), f"{path}: {magic}")
-    shape = np.frombuffer(raw[4 : 4 + 4 * dimensions], ">u4").astype(np.int64)
-    size = 4 + 4 * dimensions + math.prod(shape)
+    require(raw[:4] == bytes([0, 0, 8, dimensions]) and len(raw) >= start, f"{path}: {magic}")
+    shape = np.frombuffer(raw[4:start], ">u4").astype(np.int64)
+    size = start + math.prod(shape)
     require(len(raw) == size, f"{path}: {len(raw)} bytes, but its header says {size}; get it again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape), path
 
 
 def _split(image, label):
@@ -328,6 +330,11 @@ def take_labels(split, count, seed):
     return split.take(np.sort(np.lexsort((np.argsort(order), rank))[:count]))
 
 
+def check_batch(flag, size, images):
+    """Raises UserError if there are not enough images for one batch."""
+    require(size <= images, f"{flag} {size}: larger than the data, {images:,} images")
+
+
 def batches(split, batch_size, seed, epoch, **tables):
     """One epoch's batches, shuffled by seed and epoch, without the rest that fills no whole batch.
 
@@ -335,7 +342,7 @@ def batches(split, batch_size, seed, epoch, **tables):
     each of `tables` [N, ...] the rows of these images, looked up by index.
     """
     total = len(split.label)
-    require(batch_size <= total, f"--batch-size {batch_size}: larger than the data, {total} images")
+    check_batch("--batch-size", batch_size, total)
     order = np.random.default_rng([seed, 2, epoch]).permutation(total)
     steps = range(0, total - batch_size + 1, batch_size)
     for i in tqdm(steps, f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()):
@@ -376,11 +383,12 @@ def count_params(model):
     return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-def mcnemar(correct_a, correct_b):
-    """The p-value of McNemar's exact test for two models on the same images, from [N] bool each."""
+def mcnemar(logits_a, logits_b, label):
+    """The p-value of McNemar's exact test of two models on the same images: [N, C] twice, [N]."""
     from scipy.stats import binomtest
 
-    only_a, only_b = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    right_a, right_b = logits_a.argmax(-1) == label, logits_b.argmax(-1) == label
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 

@@ -1,0 +1,151 @@
+"""Runs the experiments whose results README and docs show, and writes docs/results/<name>.json.
+
+    python docs/measure.py tuning default all_labels digits     # in this order; about 40 minutes
+    python docs/render.py                                       # then the tables and figures
+
+Every experiment is one script run with several seeds; stopped, it goes on where it was. MNIST is
+found as the scripts find it (MNIST_DATA_DIR, an earlier download, a download).
+"""
+
+import datetime
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+sys.path.insert(0, str(ROOT / "examples"))
+
+import utils  # noqa: E402
+
+SCRIPT = "examples/15_knowledge_distillation.py"
+# The teacher is the first run's; the students differ by the seed.
+EXPERIMENTS = {
+    "default": ([], range(42, 47)),
+    "all_labels": (["--labels", "all"], range(42, 47)),
+    "digits": (["--dataset", "digits"], range(42, 50)),
+}
+GRID = {  # labels: (learning rates, epochs, seeds)
+    "1000": ((5e-3, 1e-2, 2e-2, 4e-2), (30, 60), (1, 2, 3)),
+    "all": ((5e-3, 1e-2, 2e-2), (6,), (1, 2)),
+}
+HOLDOUT = 10_000
+
+
+def load(script):
+    """A numbered script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(name, content):
+    content = {"command": f"python docs/measure.py {name}", **content}
+    content["date"] = datetime.date.today().isoformat()
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    utils.write_whole(RESULTS / f"{name}.json", text.encode())
+
+
+def experiment(name):
+    """One script over several seeds, each in a process of its own."""
+    arguments, seeds = EXPERIMENTS[name]
+    runs, first = [], None
+    for seed in seeds:
+        folder = f"runs/measure/{name}/{seed}"
+        command = [sys.executable, SCRIPT, *arguments, "--seed", str(seed), "--output-dir", folder]
+        teacher = "digits" if name == "digits" else "default"
+        teacher = f"runs/measure/{teacher}/{EXPERIMENTS[teacher][1][0]}"
+        if teacher != folder:
+            command += ["--teacher", teacher]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        report = json.loads((ROOT / folder / "results.json").read_text())
+        if first is None:
+            first, output = report, done.stdout
+            shutil.copy(ROOT / folder / "figure.png", RESULTS / f"{name}.png")
+        rows = {row.pop("name"): row for row in report["results"]}
+        for row in rows.values():
+            row.pop("settings")
+            row.pop("history")
+        run = {"seed": seed, "distilled": rows["distilled"], "baseline": rows["baseline"]}
+        runs.append(run | {"mcnemar_p": report["mcnemar_p"], "seconds": report["seconds"]})
+        gain = rows["distilled"]["test_accuracy"] - rows["baseline"]["test_accuracy"]
+        print(f"{name}, seed {seed}: {100 * gain:+.2f} points", flush=True)
+    config = {k: v for k, v in first["config"].items() if k not in ("data_dir", "output_dir")}
+    rows = {
+        row["name"]: row
+        for row in json.loads((ROOT / f"runs/measure/{name}/{seeds[0]}/results.json").read_text())[
+            "results"
+        ]
+    }
+    content = {
+        "each": " ".join(["python", SCRIPT, *arguments, "--seed", "N"]),
+        "seeds": list(seeds),
+        "config": config,
+        "recipes": {k: v["settings"] for k, v in rows.items()},
+        "dataset": first["dataset"],
+        "versions": first["versions"],
+        "device": first["device"],
+        "cost_seconds": round(
+            runs[0]["seconds"]["teacher"]
+            + sum(r["seconds"]["distilled"] + r["seconds"]["baseline"] for r in runs)
+        ),
+        "teacher": {k: v for k, v in rows["teacher"].items() if k not in ("settings", "name")},
+        "runs": runs,
+        "soft_targets": first["soft_targets"],
+        "figure_sha256": hashlib.sha256((RESULTS / f"{name}.png").read_bytes()).hexdigest(),
+    }
+    write(name, content | {"output": output})
+
+
+def tuning():
+    """Learning rate and epochs of baseline and distilled student, each scored on validation
+    images that neither students nor teacher saw; the test images take no part."""
+    begun = time.perf_counter()
+    utils.use_all_cores()
+    kd = load(SCRIPT)
+    data = utils.load_data("mnist", None, HOLDOUT)
+    if data.name != "mnist":
+        sys.exit("tuning needs MNIST")
+    folder = ROOT / "runs/measure/tuning"
+    teacher, phase = kd.train_teacher(data, kd.Recipe(0, 2, 128, 3e-3, "onecycle"), folder)
+    cells = []
+    for labels, (rates, epoch_choices, seeds) in GRID.items():
+        for epochs in epoch_choices:
+            for rate in rates:
+                found = {"distilled": [], "baseline": []}
+                for seed in seeds:
+                    labelled = utils.take_labels(data.train, labels, seed)
+                    recipe = kd.Recipe(seed, epochs, 128, rate, "onecycle")
+                    config = kd.Config(output_dir=str(folder))
+                    student, _ = kd.train_student_with_distillation(
+                        teacher, data, labelled, recipe, config
+                    )
+                    found["distilled"].append(float(kd.evaluate(student, data.test)[0]))
+                    student, _ = kd.train_student_baseline(data, labelled, recipe, folder)
+                    found["baseline"].append(float(kd.evaluate(student, data.test)[0]))
+                cell = {"labels": labels, "epochs": epochs, "learning_rate": rate, **found}
+                cells.append(cell)
+                means = {k: round(statistics.mean(v), 4) for k, v in found.items()}
+                print(labels, epochs, rate, means, flush=True)
+    content = {"holdout": HOLDOUT, "teacher_accuracy": phase.history[-1]["test_accuracy"]}
+    write("tuning", content | {"cells": cells, "cost_seconds": round(time.perf_counter() - begun)})
+
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    utils.use_huge_pages()
+    names = sys.argv[1:]
+    if not names or not set(names) <= {"tuning", *EXPERIMENTS}:
+        sys.exit(f"usage: python docs/measure.py [{'|'.join(['tuning', *EXPERIMENTS])}] ...")
+    for wanted in names:
+        tuning() if wanted == "tuning" else experiment(wanted)

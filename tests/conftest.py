@@ -1,0 +1,48 @@
+"""Fixtures. With MNIST_DATA_DIR set the tests run on MNIST, else on the embedded digits."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# `utils.run` would start Python anew for this; in a test it must not.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+
+import utils
+
+utils.use_all_cores()
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(p.name for p in EXAMPLES.rglob("*.py") if p.name != "utils.py")
+DATASET = "mnist" if os.environ.get("MNIST_DATA_DIR") else "digits"
+
+
+def load(path, source=None, name=None):
+    """A file as a module; `source` may take the place of its text."""
+    name = name or path.stem
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    exec(compile(source or path.read_text(), str(path), "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(scope="session")
+def kd():
+    return load(EXAMPLES / "15_knowledge_distillation.py")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return utils.load_data("digits")
+
+
+@pytest.fixture
+def images():
+    """A split of 130 small pictures: one batch of 128 and two more."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (130, 28, 28, 1)).astype(np.uint8)
+    return utils.Split(image, rng.integers(0, 10, 130).astype(np.int32), np.arange(130))

@@ -1,0 +1,232 @@
+"""Bugs found in published distillation code. Each check passes on our code, and it must
+fail when its bug is put in: a line of the source is replaced, and the check is run again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import utils
+from conftest import EXAMPLES, load
+from flax import nnx
+
+RNG = np.random.default_rng(0)
+STUDENT, TEACHER = (RNG.normal(0, 3, (8, 10)).astype(np.float32) for _ in range(2))
+LABELS = RNG.integers(0, 10, 8).astype(np.int32)
+IMAGES = RNG.random((8, 28, 28, 1)).astype(np.float32)
+RECIPE = (3, 1, 8, 1e-3, "constant")
+
+
+def soft_in_numpy(t):
+    p, q = (np.asarray(jax.nn.log_softmax(z / t)) for z in (TEACHER, STUDENT))
+    return t**2 * (np.exp(p) * (p - q)).sum(-1).mean()
+
+
+def check_soft(kd, t):
+    soft = kd.distillation_loss(STUDENT, TEACHER, LABELS, t)[2]
+    np.testing.assert_allclose(soft, soft_in_numpy(t), rtol=1e-4)
+
+
+def batch(**more):
+    return utils.shard({"image": IMAGES, "label": LABELS} | more)
+
+
+def pair(kd):
+    """A student, a teacher and an optimizer, on all devices."""
+    student, teacher = kd.StudentCNN(rngs=nnx.Rngs(0)), kd.TeacherCNN(rngs=nnx.Rngs(1))
+    optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
+    utils.replicate((student, teacher, optimizer))
+    return student, teacher, optimizer
+
+
+def everything(model):
+    return [np.array(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+            for x in jax.tree.leaves(nnx.state(model))]  # fmt: skip
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def t_squared_missing(kd, u):
+    check_soft(kd, 20.0)
+
+
+def teacher_and_student_swapped(kd, u):
+    check_soft(kd, 1.0)
+
+
+def kl_of_teacher_with_itself(kd, u):
+    grad = jax.grad(lambda z: kd.distillation_loss(z, TEACHER, LABELS, alpha=0.0)[0])(STUDENT)
+    assert np.abs(grad).max() > 1e-3
+
+
+def cached_logits_do_not_match_shuffled_images(kd, u):
+    data = utils.load_data("digits")
+    split = u.take_labels(data.train, 100, 0)
+    student = pair(kd)[0]
+    table = u.predict_by_index(student, split)
+    for part in u.batches(split, 50, 0, 1, teacher_logits=table):
+        live = student(part["image"], train=False)
+        np.testing.assert_allclose(part["teacher_logits"], live, atol=1e-4)
+
+
+def cached_logits_with_augmented_images(kd, u):
+    student, teacher, optimizer = pair(kd)
+    flipped = np.ascontiguousarray(IMAGES[:, :, ::-1])
+    want = kd.distillation_loss(
+        student(utils.shard(flipped), train=True), teacher(utils.shard(flipped)), LABELS
+    )
+    metrics = kd.train_student_step(student, teacher, optimizer, batch(image=flipped))
+    np.testing.assert_allclose(metrics["soft_loss"], want[2], rtol=1e-3)
+
+
+def mean_over_elements(kd, u):
+    check_soft(kd, 3.0)
+
+
+def teacher_in_training_mode(kd, u):
+    student, teacher, optimizer = pair(kd)
+    before = everything(teacher)
+    kd.train_student_step(student, teacher, optimizer, batch())
+    assert same(before, everything(teacher))
+
+
+def gradient_flows_into_the_teacher(kd, u):
+    grad = jax.grad(lambda z: kd.distillation_loss(STUDENT, z, LABELS)[0])(TEACHER)
+    assert np.abs(grad).max() == 0
+
+
+def student_left_in_evaluation_mode(kd, u):
+    student, teacher, optimizer = pair(kd)
+    kd.evaluate(student, utils.Split(IMAGES, LABELS, np.arange(8)))
+    before = np.array(student.bn1.mean[...])
+    kd.train_student_step(student, teacher, optimizer, batch())
+    assert not np.array_equal(before, student.bn1.mean[...])
+
+
+def kl_the_wrong_way_round(kd, u):
+    check_soft(kd, 2.0)
+
+
+def log_probabilities_passed_as_probabilities(kd, u):
+    assert kd.distillation_loss(STUDENT, TEACHER, LABELS)[2] >= 0
+    check_soft(kd, 3.0)
+
+
+def students_do_not_share_their_start(kd, u):
+    data, folder = utils.load_data("digits"), kd.tmp_path
+    labelled = utils.take_labels(data.train, 10, 0)
+    recipe = kd.Recipe(3, 0, 8, 1e-3, "constant")
+    teacher = pair(kd)[1]
+    config = kd.Config(output_dir=str(folder))
+    distilled, _ = kd.train_student_with_distillation(teacher, data, labelled, recipe, config)
+    baseline, _ = kd.train_student_baseline(data, labelled, recipe, folder)
+    assert same(everything(distilled), everything(baseline))
+
+
+def last_partial_test_batch_dropped(kd, u):
+    student = pair(kd)[0]
+    image = RNG.integers(0, 256, (130, 28, 28, 1)).astype(np.uint8)
+    logits = u.predict(student, utils.Split(image, np.zeros(130, int), np.arange(130)))
+    assert len(logits) == 130
+    last = student(utils.shard(image[128:] / np.float32(255)), train=False)
+    np.testing.assert_allclose(logits[128:], last, atol=1e-4)
+
+
+def nan_at_low_temperature(kd, u):
+    extreme = np.array([[60.0, 0, -60] + [0.0] * 7] * 8, np.float32)
+    loss, grad = jax.value_and_grad(
+        lambda z: kd.distillation_loss(z, -extreme, LABELS, 0.05, 0.0)[0]
+    )(extreme)
+    assert np.isfinite(loss)
+    assert np.isfinite(grad).all()
+
+
+def statistics_counted_as_parameters(kd, u):
+    assert u.count_params(kd.TeacherCNN(rngs=nnx.Rngs(0))) == 946_954
+    assert u.count_params(kd.StudentCNN(rngs=nnx.Rngs(0))) == 56_810
+
+
+# check: (file, what stands there, the bug)
+SCRIPT, UTILS = "15_knowledge_distillation.py", "utils.py"
+KL = "optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()"
+MUSEUM = {
+    t_squared_missing: (SCRIPT, "temperature**2 * optax", "optax"),
+    teacher_and_student_swapped: (
+        SCRIPT,
+        "    hard = optax",
+        "    student_logits, teacher_logits = teacher_logits, student_logits\n    hard = optax",
+    ),
+    kl_of_teacher_with_itself: (
+        SCRIPT,
+        "log_softmax(student_logits / temperature)",
+        "log_softmax(teacher_logits / temperature)",
+    ),
+    cached_logits_do_not_match_shuffled_images: (UTILS, "table[index]", "table[:batch_size]"),
+    cached_logits_with_augmented_images: (
+        SCRIPT,
+        'teacher(batch["image"], train=False)',
+        'teacher(batch["image"][:, :, ::-1], train=False)',
+    ),
+    mean_over_elements: (SCRIPT, KL, KL.replace(".mean()", ".mean() / 10")),
+    teacher_in_training_mode: (
+        SCRIPT,
+        'teacher(batch["image"], train=False)',
+        'teacher(batch["image"], train=True)',
+    ),
+    gradient_flows_into_the_teacher: (
+        SCRIPT,
+        "jax.lax.stop_gradient(teacher_logits)",
+        "teacher_logits",
+    ),
+    student_left_in_evaluation_mode: (
+        SCRIPT,
+        'student(batch["image"], train=True)',
+        'student(batch["image"], train=False)',
+    ),
+    kl_the_wrong_way_round: (
+        SCRIPT,
+        "kl_divergence(student_log_probs, teacher_probs)",
+        "kl_divergence(jnp.log(teacher_probs), jnp.exp(student_log_probs))",
+    ),
+    log_probabilities_passed_as_probabilities: (
+        SCRIPT,
+        "jax.nn.softmax(jax.lax.stop",
+        "jax.nn.log_softmax(jax.lax.stop",
+    ),
+    students_do_not_share_their_start: (
+        SCRIPT,
+        "labelled, recipe, config):",
+        "labelled, recipe, config):\n    recipe = recipe._replace(seed=4)",
+    ),
+    last_partial_test_batch_dropped: (
+        UTILS,
+        "range(0, total, batch_size)",
+        "range(0, total - batch_size + 1, batch_size)",
+    ),
+    nan_at_low_temperature: (
+        SCRIPT,
+        "jax.nn.log_softmax(student_logits / temperature)",
+        "jnp.log(jax.nn.softmax(student_logits / temperature))",
+    ),
+    statistics_counted_as_parameters: (UTILS, "nnx.state(model, nnx.Param)", "nnx.state(model)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("check", MUSEUM, ids=lambda check: check.__name__)
+def test_bug(check, tmp_path):
+    modules = {}
+    for kind in ("right", "wrong"):
+        for file in (SCRIPT, UTILS):
+            source = (EXAMPLES / file).read_text()
+            if kind == "wrong" and file == MUSEUM[check][0]:
+                assert MUSEUM[check][1] in source, "the line that the bug replaces is gone"
+                source = source.replace(*MUSEUM[check][1:])
+            source = source.replace("import jax\n", "import jax\nimport jax.numpy as jnp\n", 1)
+            name = f"museum_{kind}_{file[:5].strip('_.')}"
+            modules[kind, file] = load(EXAMPLES / file, source, name)
+        modules[kind, SCRIPT].tmp_path = tmp_path / kind
+    check(modules["right", SCRIPT], modules["right", UTILS])
+    with pytest.raises(AssertionError):
+        check(modules["wrong", SCRIPT], modules["wrong", UTILS])

@@ -1,0 +1,150 @@
+"""Bad input: one line on stderr that names the flag or file, exit status 2, nothing harmed."""
+
+import gzip
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import utils
+from conftest import EXAMPLES, load
+from test_utils import write_idx
+
+SCRIPT = EXAMPLES / "15_knowledge_distillation.py"
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Runs script 15 as from the command line, in this process; returns the line of its error."""
+    kd = load(SCRIPT)
+
+    def run(*arguments):
+        base = [
+            str(SCRIPT),
+            "--dataset",
+            "digits",
+            "--quick",
+            "--output-dir",
+            str(tmp_path / "out"),
+        ]
+        monkeypatch.setattr(sys, "argv", base + list(map(str, arguments)))
+        with pytest.raises(SystemExit) as stopped:
+            utils.run(kd.main, kd.Config)
+        assert stopped.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert error.startswith("15_knowledge_distillation.py: error: ")
+        assert not (tmp_path / "out" / "results.json").exists()
+        return error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--temperature", "0"],
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--temperature", "inf"],
+        ["--alpha", "-0.1"],
+        ["--alpha", "1.5"],
+        ["--batch-size", "0"],
+        ["--batch-size", "5000"],
+        ["--teacher-batch-size", "5000"],
+        ["--labels", "9"],
+        ["--labels", "5000"],
+        ["--labels", "many"],
+        ["--labels", "-5"],
+        ["--epochs", "-1"],
+        ["--teacher-epochs", "-1"],
+        ["--learning-rate", "0"],
+        ["--learning-rate", "fast"],
+        ["--seed", "-1"],
+        ["--schedule", "linear"],
+        ["--dataset", "imagenet"],
+        ["--holdout", "5000"],
+        ["--holdout", "-1"],
+        ["--teacher", "nowhere"],
+        ["--no-such-flag"],
+    ],
+    ids=" ".join,
+)
+def test_flag(call, flags):
+    assert flags[0] in call(*flags)
+
+
+def test_output_dir_that_cannot_be_written(call, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "--output-dir" in call("--output-dir", tmp_path / "file" / "out")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def damage(folder, case):
+    image, label = (folder / f"{name}.gz" for name in utils.FILES[:2])
+    raw_image, raw_label = (gzip.decompress(path.read_bytes()) for path in (image, label))
+    if case == "missing":
+        label.unlink()
+        return label
+    if case == "truncated gzip":
+        image.write_bytes(image.read_bytes()[:-100])
+    elif case == "corrupt gzip":
+        content = bytearray(image.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        image.write_bytes(bytes(content))
+    elif case == "not gzip":
+        image.write_bytes(b"<html>not found</html>")
+    elif case == "wrong magic number":
+        image.write_bytes(gzip.compress(raw_label))
+    elif case == "truncated inside":
+        image.write_bytes(gzip.compress(raw_image[:-7]))
+    elif case == "header only":
+        image.write_bytes(gzip.compress(raw_image[:6]))
+    elif case == "counts differ":
+        shape = np.array([10], ">u4").tobytes()
+        label.write_bytes(gzip.compress(raw_label[:4] + shape + raw_label[8:18]))
+        return label
+    elif case == "label 10":
+        label.write_bytes(gzip.compress(raw_label[:-1] + bytes([10])))
+        return label
+    return image
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "missing",
+        "truncated gzip",
+        "corrupt gzip",
+        "not gzip",
+        "wrong magic number",
+        "truncated inside",
+        "header only",
+        "counts differ",
+        "label 10",
+    ],
+)
+def test_data(call, tmp_path, case):
+    write_idx(tmp_path / "data", train=200, test=50)
+    path = damage(tmp_path / "data", case)
+    assert str(path) in call("--dataset", "mnist", "--data-dir", tmp_path / "data")
+
+
+def test_data_dir_that_is_a_file(call, tmp_path):
+    (tmp_path / "data").write_text("x")
+    assert str(tmp_path / "data") in call("--dataset", "mnist", "--data-dir", tmp_path / "data")
+
+
+def test_loss_that_is_not_finite(call):
+    error = call("--schedule", "constant", "--teacher-learning-rate", "1e30")
+    assert "teacher, epoch 1, step" in error
+
+
+def test_a_real_process(tmp_path):
+    """From the shell: the same line and status, and no traceback."""
+    command = [sys.executable, SCRIPT, "--alpha", "2", "--output-dir", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    want = "15_knowledge_distillation.py: error: --alpha 2.0: must be from 0 to 1\n"
+    assert done.stderr == want
+    assert not (tmp_path / "out").exists()
