@@ -143,6 +143,7 @@ def tuning():
 
 if __name__ == "__main__":
     os.chdir(ROOT)
+    RESULTS.mkdir(exist_ok=True)
     utils.use_huge_pages()
     names = sys.argv[1:]
     if not names or not set(names) <= {"tuning", *EXPERIMENTS}:

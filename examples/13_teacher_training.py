@@ -2,8 +2,8 @@
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
 #   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
-#   "tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6,<8", "scikit-learn>=1.6,<2",
-#   "scipy>=1.14,<2"]
+#   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
+#   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """The teacher: a convolutional network with 946,954 parameters, trained on all labels.
 
@@ -101,8 +101,6 @@ def train_step(model, optimizer, batch):
 
 
 class Recipe(NamedTuple):
-    """How a model is trained."""
-
     seed: int  # of initial weights, dropout and batches
     epochs: int
     batch_size: int

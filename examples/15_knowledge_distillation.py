@@ -2,14 +2,14 @@
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
 #   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
-#   "tensorflow-datasets>=4.9.10,<5", "importlib_resources>=6,<8", "scikit-learn>=1.6,<2",
-#   "scipy>=1.14,<2"]
+#   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
+#   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Knowledge distillation: a large teacher teaches a small student.
 
 A teacher is trained on all labels. A student 17 times smaller then learns from a few labelled
-images and from the teacher's soft targets on them: how probable the teacher finds each wrong digit
-says more than the label alone. The same student trained on the labels alone, from the same initial
+images and from the teacher's soft targets on them: how probable it finds each wrong digit says
+more than the label alone. The same student trained on the labels alone, from the same initial
 weights and on the same batches, shows what the teacher was worth.
 
     python examples/15_knowledge_distillation.py                # 1,000 labels: 2 to 4 minutes
@@ -17,12 +17,10 @@ weights and on the same batches, shows what the teacher was worth.
     python examples/15_knowledge_distillation.py --quick        # a first look: under a minute
 
 Times are for 2 CPU cores; most of it is the teacher, which later runs take over.
-
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 
 import dataclasses
-import time
 from typing import NamedTuple
 
 import jax
@@ -56,8 +54,7 @@ class Config:
 
 
 # %% Models
-# The teacher has 946,954 parameters, the student 56,810. BatchNorm's running statistics follow
-# quickly (momentum 0.9), since a run on few labels has only some hundred steps.
+# BatchNorm's running statistics follow fast (momentum 0.9): few labels make few steps.
 
 
 def max_pool(x):
@@ -112,7 +109,6 @@ class StudentCNN(nnx.Module):
 
 
 # %% Loss
-# The hard loss compares the student with the labels, the soft loss with the teacher.
 
 
 def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
@@ -171,8 +167,6 @@ def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alph
 
 
 class Recipe(NamedTuple):
-    """How a model is trained."""
-
     seed: int  # of initial weights, dropout and batches
     epochs: int
     batch_size: int
@@ -230,11 +224,9 @@ def train_student_with_distillation(teacher, data, labelled, recipe, config):
     if config.cache_teacher and not phase.finished:
         # The teacher never changes, so its logits are computed once and looked up by the images'
         # index. With augmentation that is wrong: it must see what the student sees, in every step.
-        begun = time.perf_counter()
-        tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
-        phase.notes["cache_seconds"] = time.perf_counter() - begun
-    live_teacher = None if config.cache_teacher else teacher
-    step = nnx.cached_partial(train_student_step, student, live_teacher, optimizer)
+        with phase.timed("cache_seconds"):
+            tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
+    step = nnx.cached_partial(train_student_step, student, None if tables else teacher, optimizer)
     for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
         for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables):
             phase.log(step(batch, config.temperature, config.alpha))

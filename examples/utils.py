@@ -433,6 +433,13 @@ class Phase:
             self._save(epoch, model=model, optimizer=optimizer)
             print(_epoch_line(record, count), flush=True)
 
+    @contextlib.contextmanager
+    def timed(self, note):
+        """Notes the seconds that its block takes."""
+        begun = time.perf_counter()
+        yield
+        self.notes[note] = time.perf_counter() - begun
+
     def log(self, metrics):
         """Takes the dict of scalars that a step returned."""
         self.steps.append(metrics)
@@ -476,10 +483,11 @@ class Phase:
             }
             items = {key: ocp.args.StandardRestore(state) for key, state in like.items()}
             try:
-                args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
-                saved = manager.restore(manager.latest_step(), args=args)
-            except Exception as error:  # Orbax raises many kinds for files that are not right.
-                reason = str(error).split("\n")[0][:200]
+                with _silent_stderr():
+                    args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
+                    saved = manager.restore(manager.latest_step(), args=args)
+            except Exception as error:  # Orbax raises many kinds.
+                reason = " ".join(str(error).split())[:160]
                 hint = "the checkpoint is damaged or of another shape; move it away to train anew"
                 raise UserError(f"{self.folder}: {hint} ({reason})") from None
         for key, module in modules.items():
@@ -487,6 +495,22 @@ class Phase:
         for key in ("settings", "history", "seconds", "notes"):
             setattr(self, key, saved["meta"][key])
         return True
+
+
+@contextlib.contextmanager
+def _silent_stderr():
+    """For reading checkpoints: Orbax's threads print tracebacks of their own for a damaged one."""
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)  # for the threads to end
+        raise
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _epoch_line(record, count):

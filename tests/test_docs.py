@@ -1,0 +1,82 @@
+"""README and docs say what is so: tables from the JSON, code from the scripts, sound commands."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+import render
+from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_text_and_results_agree(page):
+    assert render.render(page.read_text()) == page.read_text(), "run python docs/render.py"
+
+
+def test_a_wrong_number_is_found():
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"<!-- table: results -->\n.*?<!-- end -->", text, re.DOTALL)[0]
+    wrong = text.replace(block, block.replace("points", "apples"))
+    assert wrong != text
+    assert render.render(wrong) == text
+
+
+def test_figures_are_those_of_the_results():
+    from PIL import Image
+
+    assert Image.open(render.RESULTS / "gains.png").info["Source"] == render.gains_source()
+    for name in render.EXPERIMENTS:
+        png = (render.RESULTS / f"{name}.png").read_bytes()
+        assert render.hashlib.sha256(png).hexdigest() == render.read(name)["figure_sha256"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not target.startswith(("http", "#")):
+            path = urllib.parse.unquote(target.split("#")[0])
+            assert (page.parent / path).exists(), f"{page.name} links to {target}"
+
+
+def readme_commands():
+    text = (ROOT / "README.md").read_text()
+    return [line for line in text.splitlines() if line.startswith("python3 -m venv")]
+
+
+def test_readme_s_two_commands():
+    """Both make the same environment. The first's job runs below, and .ci/run runs the second."""
+    job, tests = readme_commands()
+    assert job.split(" && ")[:2] == tests.split(" && ")[:2]
+    assert tests.split(" && ")[2] == ".venv/bin/python -m pytest"
+    python, script = shlex.split(job.split(" && ")[2])
+    assert python == ".venv/bin/python"
+    assert (ROOT / script).name in SCRIPTS
+
+
+def test_readme_s_main_job_runs(tmp_path):
+    _, script = shlex.split(readme_commands()[0].split(" && ")[2])
+    flags = ["--quick", "--dataset", DATASET, "--output-dir", str(tmp_path)]
+    done = subprocess.run(
+        [sys.executable, script, *flags], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["dataset"]["name"] == DATASET
+
+
+def test_readme_names_every_script():
+    text = (ROOT / "README.md").read_text()
+    for script in SCRIPTS:
+        assert f"(examples/{script})" in text
+        assert (ROOT / "docs" / f"{script.removesuffix('.py')}.md").exists()
+
+
+def test_scripts_are_short():
+    for script in SCRIPTS:
+        assert len((EXAMPLES / script).read_text().splitlines()) <= 300, script

@@ -1,0 +1,105 @@
+"""Killed with SIGKILL in any phase and run again, a run ends with the same bits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import EXAMPLES
+
+COMMAND = [sys.executable, EXAMPLES / "15_knowledge_distillation.py", "--dataset", "digits"]
+COMMAND += ["--quick", "--teacher-epochs", "3", "--epochs", "6", "--labels", "100"]
+PHASES = ["TEACHER", "DISTILLED", "BASELINE"]
+
+
+def run(folder):
+    done = subprocess.run(
+        [*COMMAND, "--output-dir", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def run_until(folder, phase, epoch):
+    """Starts the run and kills it just as it prints that epoch of that phase."""
+    process = subprocess.Popen(
+        [*COMMAND, "--output-dir", folder], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    inside = False
+    for line in process.stdout:
+        inside = inside or phase in line
+        if inside and line.startswith(f"Epoch  {epoch}/"):
+            process.send_signal(signal.SIGKILL)
+            break
+    process.stdout.close()
+    assert process.wait() == -signal.SIGKILL
+
+
+def outcome(folder):
+    """All that the run left, without what is a matter of time."""
+    report = json.loads((folder / "results.json").read_text())
+    rows = [
+        {k: v for k, v in row.items() if "seconds" not in k and k != "history"}
+        | {"history": [{k: v for k, v in r.items() if k != "seconds"} for r in row["history"]]}
+        for row in report["results"]
+    ]
+    return rows, report["soft_targets"], report["mcnemar_p"]
+
+
+def weights(folder):
+    """The bytes of every model's and optimizer's last state, read back with Orbax."""
+    import orbax.checkpoint as ocp
+
+    found = {}
+    for phase in sorted((folder / "checkpoints").iterdir()):
+        with ocp.CheckpointManager(phase) as manager:
+            names = {k: ocp.args.StandardRestore() for k in ("model", "optimizer")}
+            state = manager.restore(manager.latest_step(), args=ocp.args.Composite(**names))
+        for part in ("model", "optimizer"):
+            for path, leaf in sorted(flat(state[part]).items()):
+                found[phase.name, part, path] = leaf
+    return found
+
+
+def flat(tree, path=()):
+    if isinstance(tree, dict):
+        return {k: v for key in tree for k, v in flat(tree[key], (*path, str(key))).items()}
+    if isinstance(tree, (list, tuple)):
+        return {k: v for i, x in enumerate(tree) for k, v in flat(x, (*path, str(i))).items()}
+    import jax
+
+    is_key = hasattr(tree, "dtype") and jax.dtypes.issubdtype(tree.dtype, jax.dtypes.prng_key)
+    return {path: np.asarray(jax.random.key_data(tree) if is_key else tree)}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    run(folder)
+    return folder
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_killed_and_run_again(uninterrupted, tmp_path, phase):
+    epoch = 2 if phase == "TEACHER" else 3
+    run_until(tmp_path, phase, epoch)
+    assert not (tmp_path / "results.json").exists()
+    assert f"epoch {epoch} of" in run(tmp_path)
+    assert outcome(tmp_path) == outcome(uninterrupted)
+    want, got = weights(uninterrupted), weights(tmp_path)
+    assert len(want) > 60
+    assert want.keys() == got.keys()
+    for key, leaf in want.items():
+        np.testing.assert_array_equal(leaf, got[key], err_msg=str(key))
+
+
+def test_run_again_when_finished(uninterrupted):
+    before = outcome(uninterrupted)
+    text = run(uninterrupted)
+    assert text.count("Trained before with these settings") == 3
+    assert "Epoch" not in text
+    assert outcome(uninterrupted) == before

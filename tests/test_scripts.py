@@ -1,0 +1,140 @@
+"""Every script as a reader runs it: copied out beside utils.py, with --quick, as a process."""
+
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS
+
+# What may differ between scripts of the same name; all else is identical to the letter.
+OWN = {"Config", "main", "plan"}
+
+
+def run(folder, *command, env=None):
+    env = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:__main__"} | (env or {})
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_quick_run_copied_out(script, tmp_path):
+    shutil.copy(EXAMPLES / script, tmp_path)
+    shutil.copy(EXAMPLES / "utils.py", tmp_path)
+    done = run(tmp_path, script, "--quick", "--dataset", DATASET)
+    assert done.returncode == 0, done.stderr
+    assert "SUMMARY" in done.stdout
+    folder = tmp_path / "runs" / script.removesuffix(".py")
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads((folder / "results.json").read_text())
+    assert report["script"] == script
+    assert report["dataset"]["name"] == DATASET
+    assert {"config", "versions", "device", "seconds", "results"} <= set(report)
+    tests = 10_000 if DATASET == "mnist" else 500
+    assert report["dataset"]["test"] == tests
+    for row in report["results"]:
+        assert row["test_errors"] == round((1 - row["test_accuracy"]) * tests)
+        assert row["test_accuracy"] > 0.3, "it learned something"
+        assert row["params"] == {"teacher": 946_954}.get(row["name"], 56_810)
+        assert len(row["epoch_seconds"]) == len(row["history"]) > 0
+    if script.startswith("15"):
+        assert [row["name"] for row in report["results"]] == ["teacher", "distilled", "baseline"]
+        assert report["results"][1]["cache_seconds"] > 0
+        assert 0 <= report["mcnemar_p"] <= 1
+
+
+def test_15_takes_the_teacher_that_13_left(tmp_path):
+    small = ["--dataset", "digits", "--quick", "--epochs", "1"]
+    done = run(tmp_path, EXAMPLES / "13_teacher_training.py", *small)
+    assert done.returncode == 0, done.stderr
+    script = EXAMPLES / "15_knowledge_distillation.py"
+    same = [script, *small, "--teacher-epochs", "1"]
+    done = run(tmp_path, *same)
+    assert "Taken from runs/13_teacher_training/checkpoints/teacher-" in done.stdout
+    other = run(tmp_path, *same, "--teacher-seed", "5", "--output-dir", "runs/other")
+    assert "Taken from" not in other.stdout, "another seed is another teacher"
+    named = run(tmp_path, *same, "--output-dir", "a/b", "--teacher", "runs/other")
+    assert "Taken from runs/other/checkpoints/teacher-" in named.stdout
+    # Nothing of the right shape, nothing damaged, nothing of other data is taken.
+    [teacher] = (tmp_path / "runs/other/checkpoints").glob("teacher-*")
+    for path in teacher.rglob("d/*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:40])
+    damaged = run(tmp_path, *same, "--output-dir", "c", "--teacher", "runs/other")
+    assert damaged.returncode == 2
+    assert damaged.stderr.count("\n") == 1, damaged.stderr
+    assert "damaged" in damaged.stderr
+    [student] = (tmp_path / "a/b/checkpoints").glob("baseline-*")
+    shutil.rmtree(teacher)
+    shutil.copytree(student, teacher)
+    shape = run(tmp_path, *same, "--output-dir", "c", "--teacher", "runs/other")
+    assert shape.returncode == 2
+    assert shape.stderr.count("\n") == 1, shape.stderr
+    assert "of another shape" in shape.stderr
+
+
+def sources():
+    """{name: {script: source}} of all top-level functions and classes."""
+    found = {}
+    for script in SCRIPTS:
+        text = (EXAMPLES / script).read_text()
+        for node in ast.parse(text).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.name not in OWN:
+                found.setdefault(node.name, {})[script] = ast.get_source_segment(text, node)
+    return found
+
+
+SHARED = {name: copies for name, copies in sources().items() if len(copies) > 1}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_copies_are_identical(name):
+    assert len(set(SHARED[name].values())) == 1, f"{name} differs between {list(SHARED[name])}"
+
+
+def test_the_names_that_people_copy_are_there():
+    names = set(sources())
+    assert {
+        "TeacherCNN",
+        "StudentCNN",
+        "distillation_loss",
+        "train_step",
+        "train_student_step",
+    } <= names
+    assert {"train_teacher", "train_student_with_distillation", "train_student_baseline"} <= names
+    assert {"TeacherCNN", "StudentCNN", "train_step", "evaluate"} <= set(SHARED)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_inline_metadata_is_of_the_requirements(script):
+    """PEP 723: `uv run` installs what requirements.txt names, in the same bounds."""
+    text = (EXAMPLES / script).read_text()
+    block = re.search(r"(?m)^# /// script$\n((?:#.*\n)+?)# ///$", text)[1]
+    metadata = tomllib.loads("".join(line[2:] or "\n" for line in block.splitlines(keepends=True)))
+    required = set((ROOT / "requirements.txt").read_text().splitlines())
+    assert set(metadata["dependencies"]) <= required
+    assert metadata["requires-python"] == ">=3.11"
+    packages = "jax|flax|optax|orbax|numpy|tqdm|matplotlib|scipy|sklearn|tensorflow_datasets"
+    both = text + (EXAMPLES / "utils.py").read_text()
+    imported = re.findall(rf"(?m)^\s*(?:import|from) ({packages})\b", both)
+    names = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
+    for package in set(imported):
+        name = names.get(package, package).replace("_", "-")
+        assert any(d.startswith(name) for d in metadata["dependencies"]), name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_explains_every_flag(script):
+    done = run(ROOT, EXAMPLES / script, "--help")
+    assert done.returncode == 0
+    assert "--output-dir" in done.stdout
+    flags = re.findall(r"^  (--\S+)(?: \S+|, --\S+)?\s*(.*)$(?:\n {10,}(.*))?", done.stdout, re.M)
+    for flag, same_line, next_line in flags:
+        assert same_line or next_line, f"{flag} has no help"
