@@ -117,7 +117,7 @@ def tuning():
     if data.name != "mnist":
         sys.exit("tuning needs MNIST")
     folder = ROOT / "runs/measure/tuning"
-    teacher, phase = kd.train_teacher(data, kd.Recipe(0, 2, 128, 3e-3, "onecycle"), folder)
+    teacher, phase = kd.train_teacher(data, kd.Recipe(0, 3, 128, 5e-3, "onecycle"), folder)
     cells = []
     for labels, (rates, epoch_choices, seeds) in GRID.items():
         for epochs in epoch_choices:

@@ -421,17 +421,22 @@ class Phase:
             before = "Trained before with these settings" if self.finished else "Going on"
             print(f"{before}: epoch {len(self.history)} of {self.folder}", flush=True)
         begun, count = time.perf_counter() - self.seconds, self.settings["epochs"]
-        for epoch in range(len(self.history) + 1, count + 1):
-            epoch_begun, self.steps = time.perf_counter(), []
-            yield epoch
-            record = {"epoch": epoch, **self._means(epoch)}
-            record["seconds"] = time.perf_counter() - epoch_begun
-            if epoch % max(1, count // 10) == 0 or epoch == count:
-                record["test_accuracy"] = float(score())
-            self.history.append(record)
-            self.seconds = time.perf_counter() - begun
-            self._save(epoch, model=model, optimizer=optimizer)
-            print(_epoch_line(record, count), flush=True)
+        with self._manager() as manager:
+            for epoch in range(len(self.history) + 1, count + 1):
+                epoch_begun, self.steps = time.perf_counter(), []
+                yield epoch
+                record = {"epoch": epoch, **self._means(epoch)}
+                record["seconds"] = time.perf_counter() - epoch_begun
+                if epoch % max(1, count // 10) == 0 or epoch == count:
+                    record["test_accuracy"] = float(score())
+                self.history.append(record)
+                self.seconds = time.perf_counter() - begun
+                meta = {k: getattr(self, k) for k in ("settings", "history", "seconds", "notes")}
+                items = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
+                items = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+                args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+                manager.save(epoch, args=args)
+                print(_epoch_line(record, count), flush=True)
 
     @contextlib.contextmanager
     def timed(self, note):
@@ -465,12 +470,6 @@ class Phase:
     def _manager(self):
         options = ocp.CheckpointManagerOptions(max_to_keep=1, enable_async_checkpointing=False)
         return ocp.CheckpointManager(self.folder.absolute(), options=options)
-
-    def _save(self, epoch, **modules):
-        meta = {key: getattr(self, key) for key in ("settings", "history", "seconds", "notes")}
-        items = {key: ocp.args.StandardSave(nnx.state(m)) for key, m in modules.items()}
-        with self._manager() as manager:
-            manager.save(epoch, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items))
 
     def restore(self, **modules):
         """Brings the newest checkpoint back into `model=`, `optimizer=`; False if there is none."""
