@@ -190,9 +190,13 @@ def code(file, name):
 
 
 def output(name):
+    """What the first run printed; of many epoch lines in a row the first and last few."""
     experiment = read(name)
     command = experiment["each"].replace("--seed N", "").strip()
-    return f"```text\n$ {command}\n{experiment['output'].strip()}\n```"
+    shown = re.sub(
+        r"((?:Epoch.*\n){3})(?:Epoch.*\n){4,}((?:Epoch.*\n){2})", r"\1…\n\2", experiment["output"]
+    )
+    return f"```text\n$ {command}\n{shown.strip()}\n```"
 
 
 def config(file):

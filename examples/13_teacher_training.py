@@ -8,8 +8,8 @@
 """The teacher: a convolutional network with 946,954 parameters, trained on all labels.
 
 Everything that a student will learn comes from here, so the teacher is to be as good as it can be
-for its time: a learning rate that rises and falls in one cycle gives in three epochs what a constant
-one needs more for. The other scripts find the checkpoint that this one leaves.
+for its time: a learning rate that rises and falls in one cycle gets there in three epochs. The
+other scripts find the checkpoint that this one leaves.
 
     python examples/13_teacher_training.py            # MNIST, 3 epochs: 2 to 4 minutes
     python examples/13_teacher_training.py --quick    # a first look: under a minute
