@@ -19,6 +19,12 @@ def test_text_and_results_agree(page):
     assert render.render(page.read_text()) == page.read_text(), "run python docs/render.py"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_begins_with_a_value(page):
+    """Markdown would take such a line for HTML, and break the paragraph."""
+    assert not re.findall(r"^<!-- value.*", page.read_text(), re.MULTILINE)
+
+
 def test_a_wrong_number_is_found():
     text = (ROOT / "README.md").read_text()
     block = re.search(r"<!-- table: results -->\n.*?<!-- end -->", text, re.DOTALL)[0]
