@@ -34,7 +34,7 @@ EXPERIMENTS = {
 }
 GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((5e-3, 1e-2, 2e-2, 4e-2), (30, 60), (1, 2, 3)),
-    "all": ((5e-3, 1e-2, 2e-2), (6,), (1, 2)),
+    "all": ((5e-3, 1e-2, 2e-2, 4e-2), (6,), (1, 2)),
 }
 HOLDOUT = 10_000
 

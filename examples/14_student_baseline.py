@@ -39,7 +39,7 @@ class Config:
     labels: str | None = None  # labelled images, or all; else 1000, digits 300
     epochs: int | None = None  # else what the labels need
     batch_size: int | None = None  # images; else 128, or all labels if fewer
-    learning_rate: float = 2e-2  # peak of the cycle, or constant
+    learning_rate: float | None = None  # peak of the cycle, or constant; else what the labels need
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
     quick: bool = False  # a first look: 2,000 training images, few epochs
@@ -133,9 +133,9 @@ def train_student_baseline(data, labelled, recipe, output_dir):
 # %% Main
 
 
-def student_epochs(labels):
-    """Few labels want more epochs, if fewer steps: 6 epochs for 60,000 labels, 60 for 1,000."""
-    return round(60 * (1000 / labels) ** 0.56)
+def student_recipe(labels):
+    """Epochs and peak learning rate, chosen on validation: few labels want more epochs."""
+    return round(60 * (1000 / labels) ** 0.56), 4e-2 if labels < 10_000 else 2e-2
 
 
 def plan(config, data):
@@ -143,9 +143,10 @@ def plan(config, data):
     default = 200 if config.quick else 300 if data.name == "digits" else 1000
     labelled = utils.take_labels(data.train, config.labels or default, config.seed)
     labels = len(labelled.label)
-    epochs = utils.given(config.epochs, 20 if config.quick else student_epochs(labels))
+    epochs, rate = student_recipe(labels)
+    epochs = utils.given(config.epochs, 20 if config.quick else epochs)
     batch_size = config.batch_size or min(128, labels)
-    recipe = Recipe(config.seed, epochs, batch_size, config.learning_rate, config.schedule)
+    recipe = Recipe(config.seed, epochs, batch_size, config.learning_rate or rate, config.schedule)
     return labelled, recipe
 
 

@@ -39,7 +39,7 @@ class Config:
     labels: str | None = None  # labelled images for the students, or all; else 1000, digits 300
     epochs: int | None = None  # of each student; else what the labels need
     batch_size: int | None = None  # of the students, images; else 128, or all labels if fewer
-    learning_rate: float = 2e-2  # of the students: peak of the cycle, or constant
+    learning_rate: float | None = None  # of the students: peak, or constant; else what labels need
     schedule: str = "onecycle"  # of every learning rate: onecycle or constant
     temperature: float = 3.0  # T: how far both distributions are softened
     alpha: float = 0.5  # weight of the labels; the teacher has 1 - alpha
@@ -236,9 +236,9 @@ def train_student_with_distillation(teacher, data, labelled, recipe, config):
 # %% Main
 
 
-def student_epochs(labels):
-    """Few labels want more epochs, if fewer steps: 6 epochs for 60,000 labels, 60 for 1,000."""
-    return round(60 * (1000 / labels) ** 0.56)
+def student_recipe(labels):
+    """Epochs and peak learning rate, chosen on validation: few labels want more epochs."""
+    return round(60 * (1000 / labels) ** 0.56), 4e-2 if labels < 10_000 else 2e-2
 
 
 def plan(config, data):
@@ -247,10 +247,11 @@ def plan(config, data):
     labels = config.labels or (200 if quick else 300 if digits else 1000)
     labelled = utils.take_labels(data.train, labels, config.seed)
     labels = len(labelled.label)
-    epochs = utils.given(config.epochs, 20 if quick else student_epochs(labels))
+    epochs, rate = student_recipe(labels)
+    epochs = utils.given(config.epochs, 20 if quick else epochs)
     batch_size = config.batch_size or min(128, labels)
     utils.check_batch("--batch-size", batch_size, labels)
-    student = Recipe(config.seed, epochs, batch_size, config.learning_rate, config.schedule)
+    student = Recipe(config.seed, epochs, batch_size, config.learning_rate or rate, config.schedule)
     epochs = utils.given(config.teacher_epochs, 4 if quick else 12 if digits else 3)
     batch_size, rate = config.teacher_batch_size, config.teacher_learning_rate
     utils.check_batch("--teacher-batch-size", batch_size, len(data.train.label))
@@ -262,7 +263,6 @@ def main(config):
     data = utils.start(config)
     labelled, recipe, teacher_recipe = plan(config, data)
     images, labels = len(data.train.label), len(labelled.label)
-
     utils.banner(f"1/3 TEACHER: all {images:,} labels")
     teacher = TeacherCNN(rngs=nnx.Rngs(0))
     phase = utils.find_run("teacher", teacher, teacher_recipe, data, config, "13_teacher_training")
