@@ -70,7 +70,7 @@ def experiment(name):
             sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
         report = json.loads((ROOT / folder / "results.json").read_text())
         if first is None:
-            first, output = report, done.stdout
+            first = report
             shutil.copy(ROOT / folder / "figure.png", RESULTS / f"{name}.png")
         rows = {row.pop("name"): row for row in report["results"]}
         for row in rows.values():
@@ -104,7 +104,7 @@ def experiment(name):
         "soft_targets": first["soft_targets"],
         "figure_sha256": hashlib.sha256((RESULTS / f"{name}.png").read_bytes()).hexdigest(),
     }
-    write(name, content | {"output": output})
+    write(name, content)
 
 
 def tuning():

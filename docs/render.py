@@ -4,7 +4,7 @@
     python docs/render.py --check    # only say what is out of date, exit status 1
 
 A block stands between `<!-- table: results -->` (or `code: FILE NAME`, `config: FILE`,
-`output: default`) and `<!-- end -->`; a number in a sentence between
+`output: speed`) and `<!-- end -->`; a number in a sentence between
 `<!-- value: default.gain -->` and `<!-- end -->`.
 """
 
@@ -132,7 +132,8 @@ def table_speed():
         [title, f"{speed['seconds'][key]:.0f}", f"{speed['seconds'][key] / plain:.3f}"]
         for key, title in names.items()
     ]
-    note = f"Measured by `{speed['command']}` on {speed['device']} ({speed['date']})."
+    note = f"Measured by `{speed['command']}` on {speed['device']} ({speed['date']}); "
+    note += f"of the plain loop: {speed['plain_loop']}."
     return markdown(header, rows) + "\n\n" + note
 
 
@@ -190,13 +191,11 @@ def code(file, name):
 
 
 def output(name):
-    """What the first run printed; of many epoch lines in a row the first and last few."""
-    experiment = read(name)
-    command = experiment["each"].replace("--seed N", "").strip()
+    """What the run printed; of many epoch lines in a row the first and last few."""
     shown = re.sub(
-        r"((?:Epoch.*\n){3})(?:Epoch.*\n){4,}((?:Epoch.*\n){2})", r"\1…\n\2", experiment["output"]
+        r"((?:Epoch.*\n){3})(?:Epoch.*\n){4,}((?:Epoch.*\n){2})", r"\1…\n\2", read(name)["output"]
     )
-    return f"```text\n$ {command}\n{shown.strip()}\n```"
+    return f"```text\n$ python examples/15_knowledge_distillation.py\n{shown.strip()}\n```"
 
 
 def config(file):
