@@ -3,8 +3,8 @@ cold, one after the other on the same machine. Writes docs/results/speed.json.
 
     python tests/benchmarks/main_job.py DATA_DIR [--whole]    # 11 minutes; --whole: 20
 
-DATA_DIR holds the four MNIST files. Without --whole two epochs of each network of the plain loop are
-run, and the rest of its epochs is reckoned by the second.
+DATA_DIR holds the four MNIST files. Without --whole the plain loop runs two epochs of each network,
+and the rest of its epochs is reckoned by the second.
 """
 
 import datetime

@@ -3,8 +3,8 @@ teacher and 10 for each student, constant rate, teacher inside the step, `nnx.ma
 
     python tests/benchmarks/plain_loop.py DATA_DIR [--whole]
 
-It stands alone and takes nothing from the examples. Without --whole it runs two epochs of each
-network and reckons the rest by the second, which holds no compilation; the last line says the total.
+It stands alone and takes nothing from the examples. Without --whole it runs two epochs of each net,
+and reckons the rest by the second, which holds no compilation. The last line says the total.
 """
 
 import gzip
