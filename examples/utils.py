@@ -89,6 +89,8 @@ def run(main, config_class):
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # Whoever read the output, such as `head`, has gone.
+        os._exit(1)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last finished epoch.", file=sys.stderr)
         sys.exit(130)
@@ -459,7 +461,8 @@ class Phase:
         for i, metrics in enumerate(steps, 1):
             finite = all(np.isfinite(v) for v in metrics.values())
             where = f"{self.name}, epoch {epoch}, step {i}"
-            require(finite, f"{where}: the loss is not finite; try a lower --learning-rate")
+            hint = "the loss is not finite; try a lower learning rate, or a temperature nearer to 1"
+            require(finite, f"{where}: {hint}")
         return {k: float(np.mean([m[k] for m in steps])) for k in steps[0]}
 
     @property
@@ -577,7 +580,8 @@ def draw_curves(figure, rows):
         if row["name"] == "teacher" and len(rows) > 1:
             accuracies.axhline(row["test_accuracy"], color="gray", linestyle="--", label="teacher")
             continue
-        for key in ("hard_loss", "soft_loss") if "soft_loss" in row["history"][0] else ("loss",):
+        parts = ("hard_loss", "soft_loss") if row["name"] == "distilled" else ("loss",)
+        for key in parts if epochs else ():
             label = f"{row['name']}, {key.replace('_', ' ')}"
             losses.plot(epochs, [record[key] for record in row["history"]], label=label)
         points = [r["epoch"] for r in scored], [r["test_accuracy"] for r in scored]

@@ -140,6 +140,14 @@ def test_loss_that_is_not_finite(call):
     assert "teacher, epoch 1, step" in error
 
 
+def test_no_epochs_at_all(tmp_path):
+    """Zero is no error: the summary is then that of the initial weights."""
+    kd = load(SCRIPT)
+    config = kd.Config(dataset="digits", epochs=0, teacher_epochs=0, output_dir=str(tmp_path))
+    assert [row["epoch_seconds"] for row in kd.main(config)["results"]] == [[], [], []]
+    assert (tmp_path / "figure.png").exists()
+
+
 def test_a_real_process(tmp_path):
     """From the shell: the same line and status, and no traceback."""
     command = [sys.executable, SCRIPT, "--alpha", "2", "--output-dir", tmp_path / "out"]
