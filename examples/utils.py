@@ -588,8 +588,9 @@ def draw_curves(figure, rows):
         accuracies.plot(*points, ".-", label=row["name"])
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
     accuracies.set(xlabel="epoch", ylabel="test accuracy")
-    losses.legend()
-    accuracies.legend()
+    for axes in (losses, accuracies):
+        if axes.lines:
+            axes.legend()
 
 
 def draw_soft_targets(figure, split, logits):
