@@ -35,7 +35,7 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/13_teacher_training"  # for results, figure and checkpoints
     seed: int = 0  # of initial weights, dropout and batches
-    epochs: int | None = None  # else 3, digits 12
+    epochs: int | None = None  # else 3, digits 20
     batch_size: int = 128  # images
     learning_rate: float = 5e-3  # peak of the cycle, or constant
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
@@ -140,7 +140,7 @@ def train_teacher(data, recipe, output_dir):
 
 def main(config):
     data = utils.start(config)
-    default = 4 if config.quick else 12 if data.name == "digits" else 3
+    default = 4 if config.quick else 20 if data.name == "digits" else 3
     epochs = utils.given(config.epochs, default)
     recipe = Recipe(config.seed, epochs, config.batch_size, config.learning_rate, config.schedule)
 

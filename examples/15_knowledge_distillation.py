@@ -46,7 +46,7 @@ class Config:
     cache_teacher: bool = True  # compute the teacher's logits once, not in every step
     teacher: str | None = None  # output folder of a run whose teacher to use
     teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    teacher_epochs: int | None = None  # of the teacher; else 3, digits 12
+    teacher_epochs: int | None = None  # of the teacher; else 3, digits 20
     teacher_batch_size: int = 128  # of the teacher, images
     teacher_learning_rate: float = 5e-3  # of the teacher: peak of the cycle, or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
@@ -252,7 +252,7 @@ def plan(config, data):
     batch_size = config.batch_size or min(128, labels)
     utils.check_batch("--batch-size", batch_size, labels)
     student = Recipe(config.seed, epochs, batch_size, config.learning_rate or rate, config.schedule)
-    epochs = utils.given(config.teacher_epochs, 4 if quick else 12 if digits else 3)
+    epochs = utils.given(config.teacher_epochs, 4 if quick else 20 if digits else 3)
     batch_size, rate = config.teacher_batch_size, config.teacher_learning_rate
     utils.check_batch("--teacher-batch-size", batch_size, len(data.train.label))
     teacher = Recipe(config.teacher_seed, epochs, batch_size, rate, config.schedule)
