@@ -58,7 +58,7 @@ RULES = {
     "learning_rate": (lambda v: 0 < v < math.inf, "a number above 0"),
     "temperature": (lambda v: 0 < v < math.inf, "a number above 0"),
     "alpha": (lambda v: 0 <= v <= 1, "from 0 to 1"),
-    "labels": (lambda v: v == "all" or (str(v).isdigit() and int(v) >= 10), "10 or more, or all"),
+    "labels": (lambda v: bool(re.fullmatch("all|[1-9][0-9]{1,8}", str(v))), "10 or more, or all"),
     "holdout": (lambda v: v >= 0, "0 or more"),
 }
 
@@ -82,12 +82,14 @@ def parse(config_class, argv=None):
 
 def run(main, config_class):
     """Runs a script's `main(config)` from its command line."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # where the terminal knows no ✓
     try:
         config = parse(config_class)
         use_huge_pages()
         main(config)
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # Whoever read the output, such as `head`, has gone.
         os._exit(1)
@@ -101,6 +103,7 @@ def start(config):
     for field in dataclasses.fields(config):
         value, rule = getattr(config, field.name), RULES.get(field.name.removeprefix("teacher_"))
         flag = "--" + field.name.replace("_", "-")
+        require(value != "", f"{flag}: must not be empty")
         require(
             value is None or not rule or rule[0](value),
             f"{flag} {value}: must be {rule and rule[1]}",
@@ -186,8 +189,8 @@ class Data(typing.NamedTuple):
         return f"{self.name} ({self.source}), {train:,} training, {test:,} {self.scored_on} images"
 
     def digest(self):
-        """Tells one training set from another."""
-        return digest(self.train.image, self.train.label)
+        """Tells the images and labels of one run from those of another."""
+        return digest(*self.train, *self.test)
 
 
 def digest(*things):
@@ -241,7 +244,8 @@ def _read_folder(folder):
         require(image.shape[1:] == (28, 28), f"{image_path}: images must be 28×28")
         counts = f"{len(label)} labels for {len(image)} images; both must be as many"
         require(len(image) == len(label), f"{label_path}: {counts}")
-        require(label.size and label.max() <= 9, f"{label_path}: labels must be 0 to 9")
+        require(len(image), f"{image_path}: holds no images")
+        require(label.max() <= 9, f"{label_path}: labels must be 0 to 9")
         splits.append(_split(image, label))
     return splits
 
@@ -257,7 +261,7 @@ def _read_idx(folder, name, dimensions):
     start = 4 + 4 * dimensions
     magic = f"wrong magic number; must be an IDX file of bytes in {dimensions} dimensions"
     require(raw[:4] == bytes([0, 0, 8, dimensions]) and len(raw) >= start, f"{path}: {magic}")
-    shape = np.frombuffer(raw[4:start], ">u4").astype(np.int64)
+    shape = np.frombuffer(raw[4:start], ">u4").tolist()
     size = start + math.prod(shape)
     require(len(raw) == size, f"{path}: {len(raw)} bytes, but its header says {size}; get it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape), path
@@ -406,6 +410,8 @@ class Phase:
     cost of the whole run, and `notes` takes more to keep with it.
     """
 
+    KEPT = ("settings", "history", "seconds", "notes")
+
     def __init__(self, name, output_dir, recipe, data, **more):
         self.settings = {"data": data.digest(), **recipe._asdict(), **more}
         self.name, self.history, self.seconds, self.notes = name, [], 0.0, {}
@@ -428,12 +434,15 @@ class Phase:
                 epoch_begun, self.steps = time.perf_counter(), []
                 yield epoch
                 record = {"epoch": epoch, **self._means(epoch)}
+                weights = jax.tree.leaves(nnx.state(model, nnx.Param))
+                finite = all(np.isfinite(x).all() for x in weights)
+                require(finite, f"{self.name}, epoch {epoch}, last step: weights are not finite")
                 record["seconds"] = time.perf_counter() - epoch_begun
                 if epoch % max(1, count // 10) == 0 or epoch == count:
                     record["test_accuracy"] = float(score())
                 self.history.append(record)
                 self.seconds = time.perf_counter() - begun
-                meta = {k: getattr(self, k) for k in ("settings", "history", "seconds", "notes")}
+                meta = {key: getattr(self, key) for key in self.KEPT}
                 items = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
                 items = {k: ocp.args.StandardSave(v) for k, v in items.items()}
                 args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
@@ -488,14 +497,15 @@ class Phase:
                 with _silent_stderr():
                     args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
                     saved = manager.restore(manager.latest_step(), args=args)
+                    meta = {key: saved["meta"][key] for key in self.KEPT}
             except Exception as error:  # Orbax raises many kinds.
                 reason = " ".join(str(error).split())[:160]
                 hint = "the checkpoint is damaged or of another shape; move it away to train anew"
                 raise UserError(f"{self.folder}: {hint} ({reason})") from None
         for key, module in modules.items():
             nnx.update(module, saved[key])
-        for key in ("settings", "history", "seconds", "notes"):
-            setattr(self, key, saved["meta"][key])
+        for key, value in meta.items():
+            setattr(self, key, value)
         return True
 
 
@@ -597,7 +607,7 @@ def draw_soft_targets(figure, split, logits):
     """Four images of which the teacher is right but least sure, and its soft targets for them."""
     right = logits.argmax(-1) == split.label
     unsure = np.argsort(np.where(right, jax.nn.softmax(logits).max(-1), 2))[:4]
-    for (picture, bars), i in zip(figure.subplots(2, 4).T, unsure, strict=True):
+    for (picture, bars), i in zip(figure.subplots(2, 4).T, unsure, strict=False):
         picture.imshow(split.image[i, :, :, 0], cmap="gray_r")
         picture.set(title=f"test image {split.index[i]}, a {split.label[i]}", xticks=[], yticks=[])
         for t, shift in ((1, -0.2), (3, 0.2)):
@@ -609,12 +619,12 @@ def draw_soft_targets(figure, split, logits):
 
 def write_whole(path, content):
     """Writes bytes to a file, whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        with open(Path(folder) / path.name, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(file.name, path)
 
 
 def write_results(config, data, rows, figure, more=None):
@@ -640,7 +650,7 @@ def write_results(config, data, rows, figure, more=None):
     png = io.BytesIO()
     figure.savefig(png, dpi=100)
     write_whole(Path(config.output_dir) / "figure.png", png.getvalue())
-    text = json.dumps(report, indent=1) + "\n"
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
     write_whole(Path(config.output_dir) / "results.json", text.encode())
     return report
 

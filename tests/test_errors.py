@@ -56,6 +56,8 @@ def call(monkeypatch, capsys, tmp_path):
         ["--labels", "5000"],
         ["--labels", "many"],
         ["--labels", "-5"],
+        ["--labels", "²³"],
+        ["--data-dir", ""],
         ["--epochs", "-1"],
         ["--teacher-epochs", "-1"],
         ["--learning-rate", "0"],
@@ -98,6 +100,9 @@ def damage(folder, case):
         image.write_bytes(gzip.compress(raw_label))
     elif case == "truncated inside":
         image.write_bytes(gzip.compress(raw_image[:-7]))
+    elif case == "sizes that overflow":
+        huge = np.array([2**31, 2**31, 4], ">u4").tobytes()
+        image.write_bytes(gzip.compress(raw_image[:4] + huge))
     elif case == "header only":
         image.write_bytes(gzip.compress(raw_image[:6]))
     elif case == "counts differ":
@@ -120,6 +125,7 @@ def damage(folder, case):
         "wrong magic number",
         "truncated inside",
         "header only",
+        "sizes that overflow",
         "counts differ",
         "label 10",
     ],
@@ -138,6 +144,12 @@ def test_data_dir_that_is_a_file(call, tmp_path):
 def test_loss_that_is_not_finite(call):
     error = call("--schedule", "constant", "--teacher-learning-rate", "1e30")
     assert "teacher, epoch 1, step" in error
+
+
+def test_weights_that_are_not_finite(call):
+    """One step whose loss is finite, and whose update is not."""
+    flags = ["--schedule", "constant", "--epochs", "1", "--teacher-epochs", "1", "--labels", "50"]
+    assert "distilled, epoch 1" in call(*flags, "--learning-rate", "1e39")
 
 
 def test_no_epochs_at_all(tmp_path):
