@@ -8,8 +8,8 @@
 """The teacher: a convolutional network with 946,954 parameters, trained on all labels.
 
 Everything that a student will learn comes from here, so the teacher is to be as good as it can be
-for its time: a learning rate that rises and falls in one cycle gets there in three epochs. The
-other scripts find the checkpoint that this one leaves.
+for its time: a learning rate that rises and falls in one cycle gets there in three epochs. Script
+15 finds the checkpoint that this one leaves.
 
     python examples/13_teacher_training.py            # MNIST, 3 epochs: 2 to 4 minutes
     python examples/13_teacher_training.py --quick    # a first look: under a minute
@@ -35,12 +35,12 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/13_teacher_training"  # for results, figure and checkpoints
     seed: int = 0  # of initial weights, dropout and batches
-    epochs: int | None = None  # else 3, digits 20
+    epochs: int | None = None  # else 3, digits 20, quick 4
     batch_size: int = 128  # images
     learning_rate: float = 5e-3  # peak of the cycle, or constant
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, few epochs
+    quick: bool = False  # a first look: 2,000 training images, 4 epochs
 
 
 # %% Model
