@@ -274,5 +274,4 @@ def test_committed_results_hold_no_path():
         text = path.read_text()
         assert "/" not in json.loads(text).get("config", {}).get("output_dir", ""), path
         assert "/home/" not in text
-        assert "/work/" not in text
         assert "/tmp/" not in text
