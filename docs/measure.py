@@ -72,21 +72,16 @@ def experiment(name):
         if first is None:
             first = report
             shutil.copy(ROOT / folder / "figure.png", RESULTS / f"{name}.png")
-        rows = {row.pop("name"): row for row in report["results"]}
-        for row in rows.values():
-            row.pop("settings")
-            row.pop("history")
+        rows = {
+            row["name"]: {k: v for k, v in row.items() if k not in ("name", "settings", "history")}
+            for row in report["results"]
+        }
         run = {"seed": seed, "distilled": rows["distilled"], "baseline": rows["baseline"]}
         runs.append(run | {"mcnemar_p": report["mcnemar_p"], "seconds": report["seconds"]})
         gain = rows["distilled"]["test_accuracy"] - rows["baseline"]["test_accuracy"]
         print(f"{name}, seed {seed}: {100 * gain:+.2f} points", flush=True)
     config = {k: v for k, v in first["config"].items() if k not in ("data_dir", "output_dir")}
-    rows = {
-        row["name"]: row
-        for row in json.loads((ROOT / f"runs/measure/{name}/{seeds[0]}/results.json").read_text())[
-            "results"
-        ]
-    }
+    rows = {row["name"]: row for row in first["results"]}
     content = {
         "each": " ".join(["python", SCRIPT, *arguments, "--seed", "N"]),
         "seeds": list(seeds),

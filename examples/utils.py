@@ -537,20 +537,20 @@ def find_run(name, model, recipe, data, config, script):
     """Brings back into `model` what an earlier run trained: the one that `--<name>` points to,
     whatever its recipe, or the one that `script` left beside this run's output folder with this
     recipe and data. Returns its Phase, or None if there is none."""
-    given = getattr(config, name)
-    phase = Phase(name, given or Path(config.output_dir).parent / script, recipe, data)
-    if given:
+    path = getattr(config, name)
+    phase = Phase(name, path or Path(config.output_dir).parent / script, recipe, data)
+    if path:
         found = sorted(phase.folder.parent.glob(f"{name}-*"), key=os.path.getmtime)
-        require(found, f"--{name} {given}: there is no {phase.folder.parent}/{name}-*")
+        require(found, f"--{name} {path}: there is no {phase.folder.parent}/{name}-*")
         phase.folder = phase.folder if phase.folder in found else found[-1]
     elif not phase.folder.exists():
         return None
     replicate(model)
     trained = phase.restore(model=model) and phase.finished
-    if given:
-        require(trained, f"--{name} {given}: it is not trained to its end; run its command again")
+    if path:
+        require(trained, f"--{name} {path}: it is not trained to its end; run its command again")
         same = phase.settings["data"] == data.digest()
-        require(same, f"--{name} {given}: it was trained on other data than this run's")
+        require(same, f"--{name} {path}: it was trained on other data than this run's")
     if trained:
         print(f"Taken from {phase.folder}", flush=True)
     return phase if trained else None
