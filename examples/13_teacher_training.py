@@ -26,7 +26,6 @@ from typing import NamedTuple
 import optax
 import utils
 from flax import nnx
-from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Config:
     data_dir: str | None = None  # folder with the four IDX files of the dataset
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/13_teacher_training"  # for results, figure and checkpoints
-    seed: int = 0  # of initial weights, dropout and batches
+    seed: int = 0  # of initial weights, batches and a teacher's dropout
     epochs: int | None = None  # else 3, digits 20, quick 4
     batch_size: int = 128  # images
     learning_rate: float = 5e-3  # peak of the cycle, or constant
@@ -101,7 +100,7 @@ def train_step(model, optimizer, batch):
 
 
 class Recipe(NamedTuple):
-    seed: int  # of initial weights, dropout and batches
+    seed: int  # of initial weights, batches and a teacher's dropout
     epochs: int
     batch_size: int
     learning_rate: float
@@ -109,7 +108,7 @@ class Recipe(NamedTuple):
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises to the recipe's and falls to 0 in one cycle, or is constant."""
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     rate = recipe.learning_rate
     if recipe.schedule == "onecycle":
         steps = recipe.epochs * (images // recipe.batch_size)
@@ -149,11 +148,8 @@ def main(config):
     print("✓ Teacher completed")
 
     _, logits = evaluate(teacher, data.test)
-    rows = utils.rows({"teacher": (teacher, phase)}, {"teacher": logits}, data.test)
-    figure = Figure(figsize=(12, 11), layout="constrained")
-    upper, lower = figure.subfigures(2, height_ratios=(2, 3))
-    utils.draw_curves(upper, rows)
-    found = {"soft_targets": utils.draw_soft_targets(lower, data.test, logits)}
+    rows = utils.rows({"teacher": (teacher, phase)}, {"teacher": logits}, data)
+    figure, found = utils.draw(rows, data, logits)
     report = utils.write_results(config, data, rows, figure, found)
     utils.summary(report, data, {"Checkpoint": phase.folder})
     return report

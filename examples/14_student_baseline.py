@@ -27,7 +27,6 @@ from typing import NamedTuple
 import optax
 import utils
 from flax import nnx
-from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def train_step(model, optimizer, batch):
 
 
 class Recipe(NamedTuple):
-    seed: int  # of initial weights, dropout and batches
+    seed: int  # of initial weights, batches and a teacher's dropout
     epochs: int
     batch_size: int
     learning_rate: float
@@ -104,7 +103,7 @@ class Recipe(NamedTuple):
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises to the recipe's and falls to 0 in one cycle, or is constant."""
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     rate = recipe.learning_rate
     if recipe.schedule == "onecycle":
         steps = recipe.epochs * (images // recipe.batch_size)
@@ -133,36 +132,30 @@ def train_student_baseline(data, labelled, recipe, output_dir):
 # %% Main
 
 
-def student_recipe(labels):
-    """Epochs and peak rate, searched on validation at 1,000 and 60,000 labels; a rule between."""
-    return round(60 * (1000 / labels) ** 0.56), 4e-2 if labels < 10_000 else 2e-2
-
-
-def plan(config, data):
-    """The labelled images and the recipe, from flags and defaults."""
-    default = 200 if config.quick else 300 if data.name == "digits" else 1000
-    labelled = utils.take_labels(data.train, config.labels or default, config.seed)
-    labels = len(labelled.label)
-    epochs, rate = student_recipe(labels)
-    epochs = utils.given(config.epochs, 20 if config.quick else epochs)
+def student_recipe(config, labels):
+    """A student's recipe, from flags or else from the number of labels: peak rate and epochs were
+    searched on validation images at 1,000 and 60,000 labels; between them stands a rule."""
+    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.56))
+    rate = config.learning_rate or (4e-2 if labels < 10_000 else 2e-2)
     batch_size = config.batch_size or min(128, labels)
-    recipe = Recipe(config.seed, epochs, batch_size, config.learning_rate or rate, config.schedule)
-    return labelled, recipe
+    utils.check_batch("--batch-size", batch_size, labels)
+    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
 
 
 def main(config):
     data = utils.start(config)
-    labelled, recipe = plan(config, data)
+    default = 200 if config.quick else 300 if data.name == "digits" else 1000
+    labelled = utils.take_labels(data.train, config.labels or default, config.seed)
     images, labels = len(data.train.label), len(labelled.label)
+    recipe = student_recipe(config, labels)
 
     utils.banner(f"BASELINE STUDENT: {labels:,} of {images:,} labels, no teacher")
     student, phase = train_student_baseline(data, labelled, recipe, config.output_dir)
     print("✓ Baseline completed")
 
     _, logits = evaluate(student, data.test)
-    rows = utils.rows({"baseline": (student, phase)}, {"baseline": logits}, data.test)
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    utils.draw_curves(figure, rows)
+    rows = utils.rows({"baseline": (student, phase)}, {"baseline": logits}, data)
+    figure, _ = utils.draw(rows, data)
     report = utils.write_results(config, data, rows, figure)
     utils.summary(report, data, {"Labels": f"{labels:,}"})
     return report

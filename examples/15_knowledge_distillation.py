@@ -27,7 +27,6 @@ import jax
 import optax
 import utils
 from flax import nnx
-from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +166,7 @@ def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alph
 
 
 class Recipe(NamedTuple):
-    seed: int  # of initial weights, dropout and batches
+    seed: int  # of initial weights, batches and a teacher's dropout
     epochs: int
     batch_size: int
     learning_rate: float
@@ -175,7 +174,7 @@ class Recipe(NamedTuple):
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises to the recipe's and falls to 0 in one cycle, or is constant."""
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     rate = recipe.learning_rate
     if recipe.schedule == "onecycle":
         steps = recipe.epochs * (images // recipe.batch_size)
@@ -213,15 +212,17 @@ def train_student_baseline(data, labelled, recipe, output_dir):
     return student, phase
 
 
-def train_student_with_distillation(teacher, data, labelled, recipe, config):
+def train_student_with_distillation(
+    teacher, data, labelled, recipe, output_dir, temperature=3.0, alpha=0.5, cache_teacher=True
+):
     """Trains a student on labels and teacher, from the baseline's start, on its batches."""
     student = StudentCNN(rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
-    how = {k: getattr(config, k) for k in ("temperature", "alpha", "cache_teacher")}
+    how = {"temperature": temperature, "alpha": alpha, "cache_teacher": cache_teacher}
     how |= {"labels": len(labelled.label), "teacher": utils.digest(teacher)}
-    phase = utils.Phase("distilled", config.output_dir, recipe, data, **how)
+    phase = utils.Phase("distilled", output_dir, recipe, data, **how)
     tables = {}
-    if config.cache_teacher and not phase.finished:
+    if cache_teacher and not phase.finished:
         # The teacher never changes, so its logits are computed once and looked up by the images'
         # index. With augmentation that is wrong: it must see what the student sees, in every step.
         with phase.timed("cache_seconds"):
@@ -229,69 +230,68 @@ def train_student_with_distillation(teacher, data, labelled, recipe, config):
     step = nnx.cached_partial(train_student_step, student, None if tables else teacher, optimizer)
     for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
         for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables):
-            phase.log(step(batch, config.temperature, config.alpha))
+            phase.log(step(batch, temperature, alpha))
     return student, phase
 
 
 # %% Main
 
 
-def student_recipe(labels):
-    """Epochs and peak rate, searched on validation at 1,000 and 60,000 labels; a rule between."""
-    return round(60 * (1000 / labels) ** 0.56), 4e-2 if labels < 10_000 else 2e-2
+def student_recipe(config, labels):
+    """A student's recipe, from flags or else from the number of labels: peak rate and epochs were
+    searched on validation images at 1,000 and 60,000 labels; between them stands a rule."""
+    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.56))
+    rate = config.learning_rate or (4e-2 if labels < 10_000 else 2e-2)
+    batch_size = config.batch_size or min(128, labels)
+    utils.check_batch("--batch-size", batch_size, labels)
+    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
 
 
 def plan(config, data):
-    """The labelled images and the recipes of student and teacher, from flags and defaults."""
-    digits, quick = data.name == "digits", config.quick
-    labels = config.labels or (200 if quick else 300 if digits else 1000)
-    labelled = utils.take_labels(data.train, labels, config.seed)
-    labels = len(labelled.label)
-    epochs, rate = student_recipe(labels)
-    epochs = utils.given(config.epochs, 20 if quick else epochs)
-    batch_size = config.batch_size or min(128, labels)
-    utils.check_batch("--batch-size", batch_size, labels)
-    student = Recipe(config.seed, epochs, batch_size, config.learning_rate or rate, config.schedule)
+    """The labelled images and the recipes of teacher and student, from flags and defaults."""
+    quick, digits = config.quick, data.name == "digits"
     epochs = utils.given(config.teacher_epochs, 4 if quick else 20 if digits else 3)
     batch_size, rate = config.teacher_batch_size, config.teacher_learning_rate
     utils.check_batch("--teacher-batch-size", batch_size, len(data.train.label))
-    teacher = Recipe(config.teacher_seed, epochs, batch_size, rate, config.schedule)
-    return labelled, student, teacher
+    for_teacher = Recipe(config.teacher_seed, epochs, batch_size, rate, config.schedule)
+    default = 200 if quick else 300 if digits else 1000
+    labelled = utils.take_labels(data.train, config.labels or default, config.seed)
+    return labelled, for_teacher, student_recipe(config, len(labelled.label))
 
 
 def main(config):
     data = utils.start(config)
-    labelled, recipe, teacher_recipe = plan(config, data)
+    labelled, for_teacher, for_student = plan(config, data)
     images, labels = len(data.train.label), len(labelled.label)
     utils.banner(f"1/3 TEACHER: all {images:,} labels")
     teacher = TeacherCNN(rngs=nnx.Rngs(0))
-    phase = utils.find_run("teacher", teacher, teacher_recipe, data, config, "13_teacher_training")
+    phase = utils.find_run("teacher", teacher, for_teacher, data, config, "13_teacher_training")
     if not phase:
-        teacher, phase = train_teacher(data, teacher_recipe, config.output_dir)
+        teacher, phase = train_teacher(data, for_teacher, config.output_dir)
     print("✓ Teacher completed")
     utils.banner(f"2/3 DISTILLED STUDENT: {labels:,} of {images:,} labels, and the teacher")
-    distilled = train_student_with_distillation(teacher, data, labelled, recipe, config)
+    distilled = train_student_with_distillation(
+        teacher, data, labelled, for_student, config.output_dir,
+        config.temperature, config.alpha, config.cache_teacher,
+    )  # fmt: skip
     print("✓ Distillation completed")
     utils.banner(f"3/3 BASELINE STUDENT: the same {labels:,} labels, no teacher")
-    baseline = train_student_baseline(data, labelled, recipe, config.output_dir)
+    baseline = train_student_baseline(data, labelled, for_student, config.output_dir)
     print("✓ Baseline completed")
 
     runs = {"teacher": (teacher, phase), "distilled": distilled, "baseline": baseline}
     logits = {name: evaluate(model, data.test)[1] for name, (model, _) in runs.items()}
-    rows = utils.rows(runs, logits, data.test)
-    figure = Figure(figsize=(12, 11), layout="constrained")
-    upper, lower = figure.subfigures(2, height_ratios=(2, 3))
-    utils.draw_curves(upper, rows)
-    found = {"soft_targets": utils.draw_soft_targets(lower, data.test, logits["teacher"])}
+    rows = utils.rows(runs, logits, data)
+    figure, found = utils.draw(rows, data, logits["teacher"])
     p_value = utils.mcnemar(logits["distilled"], logits["baseline"], data.test.label)
     report = utils.write_results(config, data, rows, figure, found | {"mcnemar_p": p_value})
-    of_teacher, of_distilled, of_baseline = (100 * row["test_accuracy"] for row in rows)
-    gain = f"{of_distilled - of_baseline:+.2f} points (McNemar's p = {p_value:.1g})"
+    percent = {row["name"]: 100 * row[f"{data.scored_on}_accuracy"] for row in rows}
+    gain = percent["distilled"] - percent["baseline"]
     utils.summary(report, data, {
         "Labels": f"{images:,} for the teacher, {labels:,} for the students",
-        "Improvement from distillation": gain,
+        "Improvement from distillation": f"{gain:+.2f} points (McNemar's p = {p_value:.1g})",
         "Compression": f"{rows[0]['params'] / rows[1]['params']:.1f} times fewer parameters",
-        "Loss against the teacher": f"{of_teacher - of_distilled:.2f} points",
+        "Loss against the teacher": f"{percent['teacher'] - percent['distilled']:.2f} points",
     })  # fmt: skip
     return report
 

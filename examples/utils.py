@@ -30,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 START = time.perf_counter()
@@ -48,12 +49,13 @@ def require(ok, message):
 
 # %% Command line
 
+DATASETS = ("mnist", "fashion_mnist", "kmnist", "digits")
 # What a flag may hold, by its name without a leading `teacher_`, and the same in words.
 RULES = {
-    "dataset": (("mnist", "fashion_mnist", "kmnist", "digits").__contains__, "a known dataset"),
-    "schedule": (("onecycle", "constant").__contains__, "onecycle or constant"),
+    "dataset": (lambda v: v in DATASETS, ", ".join(DATASETS)),
+    "schedule": (lambda v: v in ("onecycle", "constant"), "onecycle or constant"),
     "seed": (lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1"),
-    "epochs": (lambda v: v >= 0, "0 or more"),
+    "epochs": (lambda v: 0 <= v <= 10_000, "from 0 to 10,000"),
     "batch_size": (lambda v: v >= 1, "1 or more"),
     "learning_rate": (lambda v: 0 < v < math.inf, "a number above 0"),
     "temperature": (lambda v: 0 < v < math.inf, "a number above 0"),
@@ -82,24 +84,27 @@ def parse(config_class, argv=None):
 
 def run(main, config_class):
     """Runs a script's `main(config)` from its command line."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # where the terminal knows no ✓
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started the script
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        if hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")  # where the terminal knows no ✓
     try:
         config = parse(config_class)
         use_huge_pages()
         main(config)
-    except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # Whoever read the output, such as `head`, has gone.
         os._exit(1)
+    except (UserError, OSError) as error:  # The latter: a full disk, a folder without permission.
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("\nStopped. The same command goes on from the last finished epoch.", file=sys.stderr)
         sys.exit(130)
 
 
 def start(config):
-    """Checks flags and output folder, claims the cores and loads the data, before any work."""
+    """Checks flags, claims the cores, loads the data and checks the output folder."""
     for field in dataclasses.fields(config):
         value, rule = getattr(config, field.name), RULES.get(field.name.removeprefix("teacher_"))
         flag = "--" + field.name.replace("_", "-")
@@ -108,13 +113,13 @@ def start(config):
             value is None or not rule or rule[0](value),
             f"{flag} {value}: must be {rule and rule[1]}",
         )
+    use_all_cores()
+    data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
     try:
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=config.output_dir).close()
     except OSError as error:
         raise UserError(f"--output-dir {config.output_dir}: cannot write ({error})") from None
-    use_all_cores()
-    data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
     print(f"Data: {data}", flush=True)
     return data
 
@@ -216,7 +221,8 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
     """
     variable = f"{name.upper()}_DATA_DIR"
     folder = data_dir or os.environ.get(variable)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "mnist-distillation"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(cache) / "mnist-distillation"
     if name != "digits" and folder:
         source, (train, test) = "local files", _read_folder(Path(folder))
     elif name != "digits" and _download(name, cache / name):
@@ -365,7 +371,7 @@ def _logits(model, image):
     return model(image, train=False)
 
 
-def predict(model, split, batch_size=128):
+def predict(model, split, batch_size=256):
     """The logits of every image of a split in inference mode, [N, classes] float32."""
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
     for i in range(0, total, batch_size):
@@ -406,8 +412,8 @@ class Phase:
 
     Its folder's name carries a digest of its settings: a run goes on only from its own kind, and
     never overwrites another. `history` holds a dict an epoch: epoch, seconds (of its steps alone),
-    the mean of each metric of its steps and, where it was scored, test_accuracy. `seconds` is the
-    cost of the whole run, and `notes` takes more to keep with it.
+    the mean of each metric of its steps and, where it was scored, test_accuracy (with a holdout:
+    validation_accuracy). `seconds` is the cost of the whole run, `notes` takes more to keep.
     """
 
     KEPT = ("settings", "history", "seconds", "notes")
@@ -415,14 +421,15 @@ class Phase:
     def __init__(self, name, output_dir, recipe, data, **more):
         self.settings = {"data": data.digest(), **recipe._asdict(), **more}
         self.name, self.history, self.seconds, self.notes = name, [], 0.0, {}
+        self.scored_on = data.scored_on
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
         self.folder = Path(output_dir) / "checkpoints" / f"{name}-{digest[:10]}"
 
     def epochs(self, model, optimizer, score):
         """Yields the epochs still to train, from 1 on; saves model and optimizer after each.
 
-        `score()` gives the test accuracy, about ten times in all. Raises UserError when a step's
-        metrics, handed to `log`, were not finite.
+        `score()` gives the accuracy on `data.test`, about ten times in all. Raises UserError when a
+        step's metrics, handed to `log`, were not finite, or a checkpoint cannot be written.
         """
         replicate((model, optimizer))
         if self.restore(model=model, optimizer=optimizer):
@@ -439,15 +446,24 @@ class Phase:
                 require(finite, f"{self.name}, epoch {epoch}, last step: weights are not finite")
                 record["seconds"] = time.perf_counter() - epoch_begun
                 if epoch % max(1, count // 10) == 0 or epoch == count:
-                    record["test_accuracy"] = float(score())
+                    record[f"{self.scored_on}_accuracy"] = float(score())
                 self.history.append(record)
                 self.seconds = time.perf_counter() - begun
-                meta = {key: getattr(self, key) for key in self.KEPT}
-                items = {"model": nnx.state(model), "optimizer": nnx.state(optimizer)}
-                items = {k: ocp.args.StandardSave(v) for k, v in items.items()}
-                args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
-                manager.save(epoch, args=args)
-                print(_epoch_line(record, count), flush=True)
+                self._save(manager, model=model, optimizer=optimizer)
+                print(self._line(record), flush=True)
+
+    def _save(self, manager, **modules):
+        """Writes the checkpoint of the last epoch in `history`, whole or not at all."""
+        states = {name: _host_state(module) for name, module in modules.items()}
+        meta = {key: getattr(self, key) for key in self.KEPT}
+        meta["digests"] = {name: digest(state) for name, state in states.items()}
+        items = {name: ocp.args.StandardSave(state) for name, state in states.items()}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
+        try:
+            manager.save(len(self.history), args=args)
+        except Exception as error:  # Orbax raises many kinds.
+            hint = f"cannot write the checkpoint ({_brief(error)})"
+            raise UserError(f"{self.folder}: {hint}") from None
 
     @contextlib.contextmanager
     def timed(self, note):
@@ -488,25 +504,60 @@ class Phase:
         with self._manager() as manager:
             if not manager.latest_step():
                 return False
-            like = {
-                key: jax.tree.map(ocp.utils.to_shape_dtype_struct, nnx.state(m))
-                for key, m in modules.items()
-            }
-            items = {key: ocp.args.StandardRestore(state) for key, state in like.items()}
+            like = {name: _host_state(module) for name, module in modules.items()}
+            items = {name: ocp.args.StandardRestore(state) for name, state in like.items()}
             try:
                 with _silent_stderr():
                     args = ocp.args.Composite(meta=ocp.args.JsonRestore(), **items)
                     saved = manager.restore(manager.latest_step(), args=args)
                     meta = {key: saved["meta"][key] for key in self.KEPT}
+                    digests = {name: digest(saved[name]) for name in modules}
+                    wanted = {name: saved["meta"]["digests"][name] for name in modules}
+                    require(digests == wanted, "its arrays are not those that were written")
             except Exception as error:  # Orbax raises many kinds.
-                reason = " ".join(str(error).split())[:160]
                 hint = "the checkpoint is damaged or of another shape; move it away to train anew"
-                raise UserError(f"{self.folder}: {hint} ({reason})") from None
-        for key, module in modules.items():
-            nnx.update(module, saved[key])
+                raise UserError(f"{self.folder}: {hint} ({_brief(error)})") from None
+        for name, module in modules.items():
+            _update(module, saved[name])
         for key, value in meta.items():
             setattr(self, key, value)
         return True
+
+    def _line(self, record):
+        """What is printed of an epoch."""
+        accuracy = record.get(f"{self.scored_on}_accuracy")
+        accuracy = "" if accuracy is None else f" | {self.scored_on.title()} Acc: {accuracy:.4f}"
+        loss = f"Loss: {record['loss']:.4f}"
+        if "soft_loss" in record:
+            loss = f"Hard: {record['hard_loss']:.4f} Soft: {record['soft_loss']:.4f}"
+        epoch = f"Epoch {record['epoch']:2}/{self.settings['epochs']}"
+        return f"{epoch}{accuracy} | {loss} | {record['seconds']:.1f} s"
+
+
+def _is_key(x):
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _host_state(module):
+    """The state of a module as a dict of numpy arrays, which Orbax writes in half the time that it
+    takes for arrays on devices; random keys as their data."""
+    state = nnx.to_pure_dict(nnx.state(module))
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if _is_key(x) else x), state)
+
+
+def _update(module, arrays):
+    """Puts what `_host_state` gave back into the module, onto every device."""
+    state = nnx.state(module)
+
+    def like(x, array):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x)) if _is_key(x) else array
+
+    nnx.replace_by_pure_dict(state, jax.tree.map(like, nnx.to_pure_dict(state), arrays))
+    nnx.update(module, jax.device_put(state, _sharding()))
+
+
+def _brief(error):
+    return " ".join(str(error).split())[:160]
 
 
 @contextlib.contextmanager
@@ -525,14 +576,6 @@ def _silent_stderr():
         os.close(null)
 
 
-def _epoch_line(record, count):
-    accuracy = f" | Test Acc: {record['test_accuracy']:.4f}" if "test_accuracy" in record else ""
-    loss = f"Loss: {record['loss']:.4f}"
-    if "soft_loss" in record:
-        loss = f"Hard: {record['hard_loss']:.4f} Soft: {record['soft_loss']:.4f}"
-    return f"Epoch {record['epoch']:2}/{count}{accuracy} | {loss} | {record['seconds']:.1f} s"
-
-
 def find_run(name, model, recipe, data, config, script):
     """Brings back into `model` what an earlier run trained: the one that `--<name>` points to,
     whatever its recipe, or the one that `script` left beside this run's output folder with this
@@ -540,13 +583,17 @@ def find_run(name, model, recipe, data, config, script):
     path = getattr(config, name)
     phase = Phase(name, path or Path(config.output_dir).parent / script, recipe, data)
     if path:
-        found = sorted(phase.folder.parent.glob(f"{name}-*"), key=os.path.getmtime)
+        found = sorted(phase.folder.parent.glob(f"{name}-*"), key=os.path.getmtime, reverse=True)
         require(found, f"--{name} {path}: there is no {phase.folder.parent}/{name}-*")
-        phase.folder = phase.folder if phase.folder in found else found[-1]
-    elif not phase.folder.exists():
-        return None
-    replicate(model)
-    trained = phase.restore(model=model) and phase.finished
+        # This run's own recipe first, then the newest that was trained to its end.
+        candidates = sorted(found, key=lambda folder: folder != phase.folder)
+    else:
+        candidates = [phase.folder] if phase.folder.exists() else []
+    trained = False
+    for phase.folder in candidates:
+        trained = phase.restore(model=model) and phase.finished
+        if trained:
+            break
     if path:
         require(trained, f"--{name} {path}: it is not trained to its end; run its command again")
         same = phase.settings["data"] == data.digest()
@@ -563,16 +610,17 @@ def banner(text):
     print(f"\n{f' {text} ':=^80}", flush=True)
 
 
-def rows(runs, logits, split):
-    """The rows of results.json, from {name: (model, Phase)} and {name: logits [N, C] on a split}.
+def rows(runs, logits, data):
+    """The rows of results.json, from {name: (model, Phase)} and {name: logits [N, C]} on data.test.
 
     Where one is called teacher, `agreement` is the share of images on which a model answers as it.
     """
     answers, found = {name: x.argmax(-1) for name, x in logits.items()}, []
+    label, scored_on = data.test.label, data.scored_on
     for name, (model, phase) in runs.items():
-        errors = int((answers[name] != split.label).sum())
+        errors = int((answers[name] != label).sum())
         row = {"name": name, "seed": phase.settings["seed"], "params": count_params(model)}
-        row |= {"test_accuracy": 1 - errors / len(split.label), "test_errors": errors}
+        row |= {f"{scored_on}_accuracy": 1 - errors / len(label), f"{scored_on}_errors": errors}
         if "teacher" in answers:
             row["agreement"] = float((answers[name] == answers["teacher"]).mean())
         row |= {"seconds": phase.seconds, **phase.notes}
@@ -581,35 +629,51 @@ def rows(runs, logits, split):
     return found
 
 
-def draw_curves(figure, rows):
-    """Losses over the epochs, hard and soft apart, and test accuracies; the teacher's as a line."""
+def draw(rows, data, teacher_logits=None):
+    """The figure of a run: curves, and with the teacher's logits on data.test its soft targets.
+    Returns the figure and, for results.json, {"soft_targets": {index: logits}}."""
+    if teacher_logits is None:
+        figure = Figure(figsize=(12, 5), layout="constrained")
+        _draw_curves(figure, rows, data)
+        return figure, {}
+    figure = Figure(figsize=(12, 11), layout="constrained")
+    upper, lower = figure.subfigures(2, height_ratios=(2, 3))
+    _draw_curves(upper, rows, data)
+    return figure, {"soft_targets": _draw_soft_targets(lower, data, teacher_logits)}
+
+
+def _draw_curves(figure, rows, data):
+    """Losses over the epochs, hard and soft apart, and accuracies; the teacher's as a line."""
     losses, accuracies = figure.subplots(1, 2)
+    key = f"{data.scored_on}_accuracy"
     for row in rows:
         epochs = [record["epoch"] for record in row["history"]]
-        scored = [r for r in row["history"] if "test_accuracy" in r]
+        scored = [r for r in row["history"] if key in r]
         if row["name"] == "teacher" and len(rows) > 1:
-            accuracies.axhline(row["test_accuracy"], color="gray", linestyle="--", label="teacher")
+            accuracies.axhline(row[key], color="gray", linestyle="--", label="teacher")
             continue
         parts = ("hard_loss", "soft_loss") if row["name"] == "distilled" else ("loss",)
         for key in parts if epochs else ():
             label = f"{row['name']}, {key.replace('_', ' ')}"
             losses.plot(epochs, [record[key] for record in row["history"]], label=label)
-        points = [r["epoch"] for r in scored], [r["test_accuracy"] for r in scored]
+        points = [r["epoch"] for r in scored], [r[key] for r in scored]
         accuracies.plot(*points, ".-", label=row["name"])
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    accuracies.set(xlabel="epoch", ylabel="test accuracy")
+    accuracies.set(xlabel="epoch", ylabel=key.replace("_", " "))
     for axes in (losses, accuracies):
         if axes.lines:
             axes.legend()
 
 
-def draw_soft_targets(figure, split, logits):
+def _draw_soft_targets(figure, data, logits):
     """Four images of which the teacher is right but least sure, and its soft targets for them."""
+    split = data.test
     right = logits.argmax(-1) == split.label
     unsure = np.argsort(np.where(right, jax.nn.softmax(logits).max(-1), 2))[:4]
     for (picture, bars), i in zip(figure.subplots(2, 4).T, unsure, strict=False):
         picture.imshow(split.image[i, :, :, 0], cmap="gray_r")
-        picture.set(title=f"test image {split.index[i]}, a {split.label[i]}", xticks=[], yticks=[])
+        title = f"{data.scored_on} image {split.index[i]}, a {split.label[i]}"
+        picture.set(title=title, xticks=[], yticks=[])
         for t, shift in ((1, -0.2), (3, 0.2)):
             bars.bar(np.arange(10) + shift, jax.nn.softmax(logits[i] / t), 0.4, label=f"T = {t}")
         bars.set(xticks=range(10), ylim=(0, 1), ylabel="teacher's probability")
@@ -660,10 +724,14 @@ def summary(report, data, lines):
     banner("SUMMARY")
     print(f"{'':31}parameters  {data.scored_on} accuracy  errors")
     for row in report["results"]:
-        accuracy = f"{100 * row['test_accuracy']:.2f} %"
-        print(f"{row['name']:31}{row['params']:>10,}{accuracy:>15}{row['test_errors']:>8,}")
-    minutes = ", ".join(f"{k} {v:.0f} s" for k, v in report["seconds"].items() if k != "first_step")
-    lines |= {"Time": minutes, "Data": data, "Results and figure": report["config"]["output_dir"]}
+        accuracy = f"{100 * row[f'{data.scored_on}_accuracy']:.2f} %"
+        errors = row[f"{data.scored_on}_errors"]
+        width = len(f"  {data.scored_on} accuracy")
+        print(f"{row['name']:31}{row['params']:>10,}{accuracy:>{width}}{errors:>8,}")
+    # What was trained in an earlier run has its cost here, but no part in this run's time.
+    costs = ", ".join(f"{row['name']} {row['seconds']:.0f} s" for row in report["results"])
+    lines |= {"Time": f"{report['seconds']['total']:.0f} s (training: {costs})", "Data": data}
+    lines["Results and figure"] = report["config"]["output_dir"]
     for what, found in lines.items():
         print(f"{what:31}{found}")
     sys.stdout.flush()

@@ -236,18 +236,26 @@ def test_flags(capsys):
             utils.parse(Config, wrong)
 
 
-def test_cached_teacher_logits_give_the_same_student(tmp_path, digits):
-    """Ten steps with the logits looked up, and with the teacher in the step."""
-    kd = load(EXAMPLES / "15_knowledge_distillation.py")
-    labelled = utils.take_labels(digits.train, 80, 0)
+@pytest.fixture
+def kd():
+    return load(EXAMPLES / "15_knowledge_distillation.py")
+
+
+@pytest.fixture
+def teacher(kd):
     teacher = kd.TeacherCNN(rngs=nnx.Rngs(1))
     utils.replicate(teacher)
+    return teacher
+
+
+def test_cached_teacher_logits_give_the_same_student(tmp_path, digits, kd, teacher):
+    """Ten steps with the logits looked up, and with the teacher in the step."""
+    labelled = utils.take_labels(digits.train, 80, 0)
     recipe = kd.Recipe(3, 2, 16, 1e-4, "constant")
     results = []
     for cache in (True, False):
-        config = kd.Config(output_dir=str(tmp_path / str(cache)), cache_teacher=cache)
         student, phase = kd.train_student_with_distillation(
-            teacher, digits, labelled, recipe, config
+            teacher, digits, labelled, recipe, tmp_path / str(cache), cache_teacher=cache
         )
         results.append(utils.predict(student, digits.test))
         assert ("cache_seconds" in phase.notes) == cache
@@ -255,15 +263,13 @@ def test_cached_teacher_logits_give_the_same_student(tmp_path, digits):
     assert (results[0].argmax(-1) == results[1].argmax(-1)).mean() > 0.99
 
 
-def test_alpha_1_is_the_baseline(tmp_path, digits):
+def test_alpha_1_is_the_baseline(tmp_path, digits, kd, teacher):
     """With alpha = 1 the teacher has no say: the distilled student is the baseline."""
-    kd = load(EXAMPLES / "15_knowledge_distillation.py")
     labelled = utils.take_labels(digits.train, 80, 0)
-    teacher = kd.TeacherCNN(rngs=nnx.Rngs(1))
-    utils.replicate(teacher)
     recipe = kd.Recipe(3, 2, 16, 1e-3, "onecycle")
-    config = kd.Config(output_dir=str(tmp_path), alpha=1.0)
-    distilled, _ = kd.train_student_with_distillation(teacher, digits, labelled, recipe, config)
+    distilled, _ = kd.train_student_with_distillation(
+        teacher, digits, labelled, recipe, tmp_path, alpha=1.0
+    )
     baseline, _ = kd.train_student_baseline(digits, labelled, recipe, tmp_path)
     logits = [utils.predict(model, digits.test) for model in (distilled, baseline)]
     np.testing.assert_allclose(*logits, atol=1e-3)
