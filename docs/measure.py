@@ -26,15 +26,16 @@ sys.path.insert(0, str(ROOT / "examples"))
 import utils  # noqa: E402
 
 SCRIPT = "examples/15_knowledge_distillation.py"
-# The teacher is the first run's; the students differ by the seed.
+# The teacher is the first run's; the students differ by the seed. No seed here had been run when
+# the settings were fixed.
 EXPERIMENTS = {
-    "default": ([], range(42, 47)),
-    "all_labels": (["--labels", "all"], range(42, 47)),
-    "digits": (["--dataset", "digits"], range(42, 50)),
+    "default": (["--teacher-seed", "1"], range(52, 57)),
+    "all_labels": (["--teacher-seed", "1", "--labels", "all"], range(52, 57)),
+    "digits": (["--teacher-seed", "1", "--dataset", "digits"], range(52, 60)),
 }
 GRID = {  # labels: (learning rates, epochs, seeds)
-    "1000": ((5e-3, 1e-2, 2e-2, 4e-2), (30, 60), (1, 2, 3)),
-    "all": ((5e-3, 1e-2, 2e-2, 4e-2), (6,), (1, 2)),
+    "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),
+    "all": ((1e-2, 2e-2, 4e-2), (3, 4, 6), (1, 2)),
 }
 HOLDOUT = 10_000
 
@@ -121,9 +122,8 @@ def tuning():
                 for seed in seeds:
                     labelled = utils.take_labels(data.train, labels, seed)
                     recipe = kd.Recipe(seed, epochs, 128, rate, "onecycle")
-                    config = kd.Config(output_dir=str(folder))
                     student, _ = kd.train_student_with_distillation(
-                        teacher, data, labelled, recipe, config
+                        teacher, data, labelled, recipe, folder
                     )
                     found["distilled"].append(float(kd.evaluate(student, data.test)[0]))
                     student, _ = kd.train_student_baseline(data, labelled, recipe, folder)
@@ -132,7 +132,7 @@ def tuning():
                 cells.append(cell)
                 means = {k: round(statistics.mean(v), 4) for k, v in found.items()}
                 print(labels, epochs, rate, means, flush=True)
-    content = {"holdout": HOLDOUT, "teacher_accuracy": phase.history[-1]["test_accuracy"]}
+    content = {"holdout": HOLDOUT, "teacher_accuracy": phase.history[-1]["validation_accuracy"]}
     write("tuning", content | {"cells": cells, "cost_seconds": round(time.perf_counter() - begun)})
 
 
