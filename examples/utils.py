@@ -460,7 +460,8 @@ class Phase:
         items = {name: ocp.args.StandardSave(state) for name, state in states.items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
         try:
-            manager.save(len(self.history), args=args)
+            with _silent_stderr():
+                manager.save(len(self.history), args=args)
         except Exception as error:  # Orbax raises many kinds.
             hint = f"cannot write the checkpoint ({_brief(error)})"
             raise UserError(f"{self.folder}: {hint}") from None
@@ -562,7 +563,7 @@ def _brief(error):
 
 @contextlib.contextmanager
 def _silent_stderr():
-    """For reading checkpoints: Orbax's threads print tracebacks of their own for a damaged one."""
+    """For checkpoints: Orbax's threads print tracebacks of their own when something is wrong."""
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:

@@ -42,7 +42,7 @@ def digits():
 
 @pytest.fixture
 def images():
-    """A split of 130 small pictures: one batch of 128 and two more."""
+    """A split of 258 small pictures: one batch of 256 and two more."""
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (130, 28, 28, 1)).astype(np.uint8)
-    return utils.Split(image, rng.integers(0, 10, 130).astype(np.int32), np.arange(130))
+    image = rng.integers(0, 256, (258, 28, 28, 1)).astype(np.uint8)
+    return utils.Split(image, rng.integers(0, 10, 258).astype(np.int32), np.arange(258))

@@ -60,6 +60,7 @@ def call(monkeypatch, capsys, tmp_path):
         ["--data-dir", ""],
         ["--epochs", "-1"],
         ["--teacher-epochs", "-1"],
+        ["--teacher-epochs", "1000000000"],
         ["--learning-rate", "0"],
         ["--learning-rate", "fast"],
         ["--seed", "-1"],
@@ -80,6 +81,12 @@ def test_output_dir_that_cannot_be_written(call, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "--output-dir" in call("--output-dir", tmp_path / "file" / "out")
     assert (tmp_path / "file").read_text() == "mine"
+    assert "--output-dir" in call("--output-dir", tmp_path / ("long" * 100))
+
+
+def test_data_dir_with_too_long_a_name(call, tmp_path):
+    assert "long" in call("--dataset", "mnist", "--data-dir", tmp_path / ("long" * 100))
+    assert not (tmp_path / "out").exists()
 
 
 def damage(folder, case):
@@ -158,6 +165,31 @@ def test_no_epochs_at_all(tmp_path):
     config = kd.Config(dataset="digits", epochs=0, teacher_epochs=0, output_dir=str(tmp_path))
     assert [row["epoch_seconds"] for row in kd.main(config)["results"]] == [[], [], []]
     assert (tmp_path / "figure.png").exists()
+
+
+def test_full_disk(tmp_path):
+    """No file may grow beyond 100 kB, as on a full disk: one line, and no half a checkpoint."""
+    script = EXAMPLES / "14_student_baseline.py"
+    script = f"{sys.executable} '{script}' --dataset digits --quick --output-dir '{tmp_path}'"
+    done = subprocess.run(
+        f"ulimit -f 100; {script}", shell=True, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "cannot write the checkpoint" in line
+    assert str(tmp_path / "checkpoints" / "baseline-") in line
+    assert not (tmp_path / "results.json").exists()
+    again = subprocess.run(script, shell=True, capture_output=True, text=True, check=True)
+    assert "Going on" not in again.stdout
+
+
+def test_closed_standard_streams(tmp_path):
+    script = f"{sys.executable} '{EXAMPLES / '14_student_baseline.py'}' --dataset digits --quick"
+    done = subprocess.run(
+        f"exec {script} --epochs 1 --output-dir '{tmp_path}' <&- >&- 2>&-", shell=True, check=False
+    )
+    assert done.returncode == 0
+    assert (tmp_path / "results.json").exists()
 
 
 def test_a_real_process(tmp_path):

@@ -8,7 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+import utils
 from conftest import EXAMPLES
+from flax import nnx
 
 COMMAND = [sys.executable, EXAMPLES / "15_knowledge_distillation.py", "--dataset", "digits"]
 COMMAND += ["--quick", "--teacher-epochs", "3", "--epochs", "6", "--labels", "100"]
@@ -103,3 +105,33 @@ def test_run_again_when_finished(uninterrupted):
     assert text.count("Trained before with these settings") == 3
     assert "Epoch" not in text
     assert outcome(uninterrupted) == before
+
+
+def test_changed_bytes_do_not_load(tmp_path, kd, digits):
+    """Wherever a byte of a checkpoint changes, it is refused, or loads as it was written."""
+    model = kd.StudentCNN(rngs=nnx.Rngs(0))
+    recipe = kd.Recipe(0, 1, 64, 1e-3, "constant")
+    optimizer = kd.make_optimizer(model, recipe, 128)
+    phase = utils.Phase("baseline", tmp_path, recipe, digits)
+    split = digits.train.take(slice(128))
+    for epoch in phase.epochs(model, optimizer, lambda: 0.0):
+        for batch in utils.batches(split, 64, 0, epoch):
+            phase.log(kd.train_step(model, optimizer, batch))
+    before, refused = utils.digest(model), 0
+    data = [p for p in phase.folder.rglob("*") if p.is_file() and p.parent.name == "d"]
+    rng = np.random.default_rng(0)
+    for path in data:
+        content = path.read_bytes()
+        for place in rng.integers(0, len(content), 4):
+            changed = bytearray(content)
+            changed[place] ^= 1
+            path.write_bytes(bytes(changed))
+            other = kd.StudentCNN(rngs=nnx.Rngs(1))
+            try:
+                utils.Phase("baseline", tmp_path, recipe, digits).restore(model=other)
+            except utils.UserError:
+                refused += 1
+            else:
+                assert utils.digest(other) == before
+            path.write_bytes(content)
+    assert refused > 0

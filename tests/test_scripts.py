@@ -80,6 +80,35 @@ def test_15_takes_the_teacher_that_13_left(tmp_path):
     assert "of another shape" in shape.stderr
 
 
+def test_a_named_teacher_is_the_newest_that_was_trained_to_its_end(tmp_path):
+    """Of two recipes in one folder, the newer one was stopped before its end."""
+    script = EXAMPLES / "13_teacher_training.py"
+    flags = ["--dataset", "digits", "--quick", "--output-dir", "teachers"]
+    assert run(tmp_path, script, *flags, "--epochs", "1").returncode == 0
+    [finished] = (tmp_path / "teachers" / "checkpoints").glob("teacher-*")
+    command = [sys.executable, script, *flags, "--epochs", "2", "--seed", "1"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        next(line for line in process.stdout if line.startswith("Epoch"))
+        process.kill()
+    assert len(list(finished.parent.glob("teacher-*"))) == 2
+    small = ["--dataset", "digits", "--quick", "--epochs", "1", "--teacher", "teachers"]
+    done = run(tmp_path, EXAMPLES / "15_knowledge_distillation.py", *small)
+    assert done.returncode == 0, done.stderr
+    assert f"Taken from {finished.relative_to(tmp_path)}" in done.stdout
+
+
+def test_held_out_images_are_not_called_test_images(tmp_path):
+    flags = ["--dataset", "digits", "--quick", "--holdout", "300", "--output-dir", "out"]
+    done = run(tmp_path, EXAMPLES / "14_student_baseline.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "Validation Acc" in done.stdout
+    assert "test" not in done.stdout.lower()
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["dataset"]["validation"] == 300
+    assert "validation_accuracy" in report["results"][0]
+    assert "test_" not in json.dumps(report)
+
+
 def sources():
     """{name: {script: source}} of all top-level functions and classes."""
     found = {}

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 import utils
-from conftest import DATASET, EXAMPLES, ROOT, load
+from conftest import DATASET, ROOT
 from flax import nnx
 
 
@@ -234,11 +234,6 @@ def test_flags(capsys):
     for wrong in (["--epoch", "3"], ["--epochs", "x"], ["--unknown"]):
         with pytest.raises(utils.UserError, match=wrong[0]):
             utils.parse(Config, wrong)
-
-
-@pytest.fixture
-def kd():
-    return load(EXAMPLES / "15_knowledge_distillation.py")
 
 
 @pytest.fixture
