@@ -37,6 +37,7 @@ GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),
     "all": ((1e-2, 2e-2, 4e-2), (3, 4, 6), (1, 2)),
 }
+TEACHERS = ((2, 3), (0, 1))  # epochs, seeds
 HOLDOUT = 10_000
 
 
@@ -104,8 +105,8 @@ def experiment(name):
 
 
 def tuning():
-    """Learning rate and epochs of baseline and distilled student, each scored on validation
-    images that neither students nor teacher saw; the test images take no part."""
+    """Learning rate and epochs of baseline and distilled student, and epochs of the teacher, each
+    scored on validation images that neither students nor teacher saw; test images take no part."""
     begun = time.perf_counter()
     utils.use_all_cores()
     kd = load(SCRIPT)
@@ -113,7 +114,7 @@ def tuning():
     if data.name != "mnist":
         sys.exit("tuning needs MNIST")
     folder = ROOT / "runs/measure/tuning"
-    teacher, phase = kd.train_teacher(data, kd.Recipe(0, 3, 128, 5e-3, "onecycle"), folder)
+    teacher, _ = kd.train_teacher(data, kd.Recipe(0, 3, 128, 5e-3, "onecycle"), folder)
     cells = []
     for labels, (rates, epoch_choices, seeds) in GRID.items():
         for epochs in epoch_choices:
@@ -132,8 +133,15 @@ def tuning():
                 cells.append(cell)
                 means = {k: round(statistics.mean(v), 4) for k, v in found.items()}
                 print(labels, epochs, rate, means, flush=True)
-    content = {"holdout": HOLDOUT, "teacher_accuracy": phase.history[-1]["validation_accuracy"]}
-    write("tuning", content | {"cells": cells, "cost_seconds": round(time.perf_counter() - begun)})
+    teachers = []
+    for epochs in TEACHERS[0]:
+        recipes = [kd.Recipe(seed, epochs, 128, 5e-3, "onecycle") for seed in TEACHERS[1]]
+        phases = [kd.train_teacher(data, recipe, folder)[1] for recipe in recipes]
+        accuracies = [phase.history[-1]["validation_accuracy"] for phase in phases]
+        teachers.append({"epochs": epochs, "teacher": accuracies})
+        print("teacher", epochs, accuracies, flush=True)
+    content = {"holdout": HOLDOUT, "cells": cells, "teachers": teachers}
+    write("tuning", content | {"cost_seconds": round(time.perf_counter() - begun)})
 
 
 if __name__ == "__main__":

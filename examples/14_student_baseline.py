@@ -135,7 +135,7 @@ def train_student_baseline(data, labelled, recipe, output_dir):
 def student_recipe(config, labels):
     """A student's recipe, from flags or else from the number of labels: peak rate and epochs were
     searched on validation images at 1,000 and 60,000 labels; between them stands a rule."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.56))
+    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
     rate = config.learning_rate or (4e-2 if labels < 10_000 else 2e-2)
     batch_size = config.batch_size or min(128, labels)
     utils.check_batch("--batch-size", batch_size, labels)

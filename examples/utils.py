@@ -12,16 +12,18 @@ import importlib.metadata
 import inspect
 import io
 import json
+import logging
 import math
 import os
 import platform
 import re
+import signal
 import sys
-import tempfile
 import threading
 import time
 import typing
 import urllib.request
+import warnings
 import zlib
 from pathlib import Path
 
@@ -30,10 +32,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 START = time.perf_counter()
+CLAIMED = []  # the lock file of the output folder
 TIMES = {}  # "first_step": seconds from START to the end of the first training step
 
 
@@ -58,7 +65,7 @@ RULES = {
     "epochs": (lambda v: 0 <= v <= 10_000, "from 0 to 10,000"),
     "batch_size": (lambda v: v >= 1, "1 or more"),
     "learning_rate": (lambda v: 0 < v < math.inf, "a number above 0"),
-    "temperature": (lambda v: 0 < v < math.inf, "a number above 0"),
+    "temperature": (lambda v: 1e-3 <= v <= 1e4, "from 0.001 to 10,000"),
     "alpha": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "labels": (lambda v: bool(re.fullmatch("all|[1-9][0-9]{1,8}", str(v))), "10 or more, or all"),
     "holdout": (lambda v: v >= 0, "0 or more"),
@@ -84,11 +91,15 @@ def parse(config_class, argv=None):
 
 def run(main, config_class):
     """Runs a script's `main(config)` from its command line."""
+    for library in ("absl", "matplotlib"):  # Warnings of no use to who runs a script.
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "overflow encountered in cast")  # the loss check says it
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started the script
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         if hasattr(getattr(sys, name), "reconfigure"):
             getattr(sys, name).reconfigure(errors="replace")  # where the terminal knows no ✓
+    signal.signal(signal.SIGINT, _stop)
     try:
         config = parse(config_class)
         use_huge_pages()
@@ -98,9 +109,12 @@ def run(main, config_class):
     except (UserError, OSError) as error:  # The latter: a full disk, a folder without permission.
         print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from the last finished epoch.", file=sys.stderr)
-        sys.exit(130)
+
+
+def _stop(*_):
+    """Ends the process at once: raised inside a callback of JAX, KeyboardInterrupt gets lost."""
+    print("\nStopped. The same command goes on from the last finished epoch.", file=sys.stderr)
+    os._exit(130)
 
 
 def start(config):
@@ -115,13 +129,26 @@ def start(config):
         )
     use_all_cores()
     data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
-    try:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=config.output_dir).close()
-    except OSError as error:
-        raise UserError(f"--output-dir {config.output_dir}: cannot write ({error})") from None
+    _claim(config.output_dir)
     print(f"Data: {data}", flush=True)
     return data
+
+
+def _claim(output_dir):
+    """Makes the output folder and locks it, until the process ends or claims another."""
+    folder, flag = Path(output_dir), f"--output-dir {output_dir!r}"
+    try:
+        output_dir.encode()
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for name in ("results.json", "figure.png"):
+            require(not (folder / name).is_dir(), f"{flag}: {name} in it must not be a folder")
+        CLAIMED[:] = [open(folder / ".lock", "w")]  # noqa: SIM115
+        if fcntl:
+            fcntl.flock(CLAIMED[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{flag}: another run is using it; name another folder") from None
+    except (OSError, UnicodeError) as error:
+        raise UserError(f"{flag}: cannot write ({error})") from None
 
 
 def given(value, default):
@@ -208,6 +235,10 @@ def digest(*things):
     return sha.hexdigest()[:16]
 
 
+def _digest_of_json(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
 def load_data(name, data_dir=None, holdout=0, quick=False):
     """Loads a dataset from a folder, an earlier download, the network or, last, scikit-learn.
 
@@ -242,7 +273,8 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
 
 def _read_folder(folder):
     """The training and the test split from the four IDX files of a folder."""
-    require(folder.is_dir(), f"{folder}: not a folder; it should hold {FILES[0]}.gz and three more")
+    hint = f"not a folder; --data-dir should name one that holds {FILES[0]}.gz and three more"
+    require(folder.is_dir(), f"{str(folder)!r}: {hint}")
     splits = []
     for image_file, label_file in (FILES[:2], FILES[2:]):
         image, image_path = _read_idx(folder, image_file, 3)
@@ -250,7 +282,6 @@ def _read_folder(folder):
         require(image.shape[1:] == (28, 28), f"{image_path}: images must be 28×28")
         counts = f"{len(label)} labels for {len(image)} images; both must be as many"
         require(len(image) == len(label), f"{label_path}: {counts}")
-        require(len(image), f"{image_path}: holds no images")
         require(label.max() <= 9, f"{label_path}: labels must be 0 to 9")
         splits.append(_split(image, label))
     return splits
@@ -258,18 +289,22 @@ def _read_folder(folder):
 
 def _read_idx(folder, name, dimensions):
     """One IDX file, plain or gzip, as an array of uint8, and its path."""
-    path = folder / name if (folder / name).exists() else folder / f"{name}.gz"
-    require(path.exists(), f"{path}: missing; the folder must hold all four IDX files")
+    path = folder / name if os.path.exists(folder / name) else folder / f"{name}.gz"
+    require(os.path.lexists(path), f"{path}: missing; the folder must hold all four IDX files")
+    require(os.path.isfile(path), f"{path}: must be a file")
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UserError(f"{path}: damaged ({error}); get it again") from None
+    except (OSError, MemoryError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
     start = 4 + 4 * dimensions
     magic = f"wrong magic number; must be an IDX file of bytes in {dimensions} dimensions"
     require(raw[:4] == bytes([0, 0, 8, dimensions]) and len(raw) >= start, f"{path}: {magic}")
     shape = np.frombuffer(raw[4:start], ">u4").tolist()
     size = start + math.prod(shape)
     require(len(raw) == size, f"{path}: {len(raw)} bytes, but its header says {size}; get it again")
+    require(size > start, f"{path}: holds nothing; get it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape), path
 
 
@@ -422,8 +457,7 @@ class Phase:
         self.settings = {"data": data.digest(), **recipe._asdict(), **more}
         self.name, self.history, self.seconds, self.notes = name, [], 0.0, {}
         self.scored_on = data.scored_on
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()
-        self.folder = Path(output_dir) / "checkpoints" / f"{name}-{digest[:10]}"
+        self.folder = Path(output_dir) / "checkpoints" / f"{name}-{_digest_of_json(self.settings)}"
 
     def epochs(self, model, optimizer, score):
         """Yields the epochs still to train, from 1 on; saves model and optimizer after each.
@@ -457,6 +491,7 @@ class Phase:
         states = {name: _host_state(module) for name, module in modules.items()}
         meta = {key: getattr(self, key) for key in self.KEPT}
         meta["digests"] = {name: digest(state) for name, state in states.items()}
+        meta["digests"]["meta"] = _digest_of_json({key: meta[key] for key in self.KEPT})
         items = {name: ocp.args.StandardSave(state) for name, state in states.items()}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(meta), **items)
         try:
@@ -513,8 +548,9 @@ class Phase:
                     saved = manager.restore(manager.latest_step(), args=args)
                     meta = {key: saved["meta"][key] for key in self.KEPT}
                     digests = {name: digest(saved[name]) for name in modules}
-                    wanted = {name: saved["meta"]["digests"][name] for name in modules}
-                    require(digests == wanted, "its arrays are not those that were written")
+                    digests["meta"] = _digest_of_json(meta)
+                    wanted = {name: saved["meta"]["digests"][name] for name in digests}
+                    require(digests == wanted, "it does not hold what was written")
             except Exception as error:  # Orbax raises many kinds.
                 hint = "the checkpoint is damaged or of another shape; move it away to train anew"
                 raise UserError(f"{self.folder}: {hint} ({_brief(error)})") from None
@@ -633,6 +669,8 @@ def rows(runs, logits, data):
 def draw(rows, data, teacher_logits=None):
     """The figure of a run: curves, and with the teacher's logits on data.test its soft targets.
     Returns the figure and, for results.json, {"soft_targets": {index: logits}}."""
+    from matplotlib.figure import Figure
+
     if teacher_logits is None:
         figure = Figure(figsize=(12, 5), layout="constrained")
         _draw_curves(figure, rows, data)
@@ -684,12 +722,12 @@ def _draw_soft_targets(figure, data, logits):
 
 def write_whole(path, content):
     """Writes bytes to a file, whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        with open(Path(folder) / path.name, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+    partial = path.with_name(f".{path.name}.partial")
+    with open(partial, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def write_results(config, data, rows, figure, more=None):

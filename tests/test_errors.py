@@ -1,6 +1,8 @@
 """Bad input: one line on stderr that names the flag or file, exit status 2, nothing harmed."""
 
 import gzip
+import os
+import signal
 import subprocess
 import sys
 
@@ -47,6 +49,7 @@ def call(monkeypatch, capsys, tmp_path):
         ["--temperature", "-1"],
         ["--temperature", "nan"],
         ["--temperature", "inf"],
+        ["--temperature", "1e300"],
         ["--alpha", "-0.1"],
         ["--alpha", "1.5"],
         ["--batch-size", "0"],
@@ -89,6 +92,25 @@ def test_data_dir_with_too_long_a_name(call, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["results.json", "figure.png"])
+def test_output_dir_with_a_folder_in_the_way(call, tmp_path, name):
+    (tmp_path / "mine" / name).mkdir(parents=True)
+    assert "--output-dir" in call("--output-dir", tmp_path / "mine")
+
+
+def test_output_dir_of_another_run(call, tmp_path):
+    folder = tmp_path / "shared"
+    script = "import sys, utils; utils._claim(sys.argv[1]); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, folder], cwd=EXAMPLES, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        other.stdout.readline()
+        assert "another run is using it" in call("--output-dir", folder)
+        other.communicate(b"\n")
+    utils._claim(str(folder))
+
+
 def damage(folder, case):
     image, label = (folder / f"{name}.gz" for name in utils.FILES[:2])
     raw_image, raw_label = (gzip.decompress(path.read_bytes()) for path in (image, label))
@@ -110,6 +132,18 @@ def damage(folder, case):
     elif case == "sizes that overflow":
         huge = np.array([2**31, 2**31, 4], ">u4").tobytes()
         image.write_bytes(gzip.compress(raw_image[:4] + huge))
+    elif case == "sizes that hold nothing":
+        nothing = np.array([0, 2**32 - 1, 2**32 - 1], ">u4").tobytes()
+        image.write_bytes(gzip.compress(raw_image[:4] + nothing))
+    elif case == "a pipe":
+        image.unlink()
+        os.mkfifo(image)
+    elif case == "a folder":
+        image.unlink()
+        image.mkdir()
+    elif case == "a broken link":
+        image.unlink()
+        image.symlink_to("nowhere")
     elif case == "header only":
         image.write_bytes(gzip.compress(raw_image[:6]))
     elif case == "counts differ":
@@ -133,6 +167,10 @@ def damage(folder, case):
         "truncated inside",
         "header only",
         "sizes that overflow",
+        "sizes that hold nothing",
+        "a pipe",
+        "a folder",
+        "a broken link",
         "counts differ",
         "label 10",
     ],
@@ -181,6 +219,20 @@ def test_full_disk(tmp_path):
     assert not (tmp_path / "results.json").exists()
     again = subprocess.run(script, shell=True, capture_output=True, text=True, check=True)
     assert "Going on" not in again.stdout
+
+
+@pytest.mark.parametrize("line", ["Data: ", "Epoch 10/"])
+def test_interrupt(tmp_path, line):
+    script = EXAMPLES / "14_student_baseline.py"
+    command = [sys.executable, script, "--dataset", "digits", "--quick", "--output-dir", tmp_path]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        next(printed for printed in process.stdout if printed.startswith(line))
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read()
+    assert process.returncode == 130
+    assert error == "\nStopped. The same command goes on from the last finished epoch.\n"
 
 
 def test_closed_standard_streams(tmp_path):

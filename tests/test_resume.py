@@ -107,8 +107,9 @@ def test_run_again_when_finished(uninterrupted):
     assert outcome(uninterrupted) == before
 
 
-def test_changed_bytes_do_not_load(tmp_path, kd, digits):
-    """Wherever a byte of a checkpoint changes, it is refused, or loads as it was written."""
+@pytest.fixture
+def trained(tmp_path, kd, digits):
+    """A student of one epoch, its recipe and its Phase."""
     model = kd.StudentCNN(rngs=nnx.Rngs(0))
     recipe = kd.Recipe(0, 1, 64, 1e-3, "constant")
     optimizer = kd.make_optimizer(model, recipe, 128)
@@ -117,6 +118,12 @@ def test_changed_bytes_do_not_load(tmp_path, kd, digits):
     for epoch in phase.epochs(model, optimizer, lambda: 0.0):
         for batch in utils.batches(split, 64, 0, epoch):
             phase.log(kd.train_step(model, optimizer, batch))
+    return model, recipe, phase
+
+
+def test_changed_bytes_do_not_load(tmp_path, kd, digits, trained):
+    """Wherever a byte of a checkpoint changes, it is refused, or loads as it was written."""
+    model, recipe, phase = trained
     before, refused = utils.digest(model), 0
     data = [p for p in phase.folder.rglob("*") if p.is_file() and p.parent.name == "d"]
     rng = np.random.default_rng(0)
@@ -135,3 +142,16 @@ def test_changed_bytes_do_not_load(tmp_path, kd, digits):
                 assert utils.digest(other) == before
             path.write_bytes(content)
     assert refused > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("settings", {}), ("history", []), ("seconds", "fast"), ("seconds", 0.5), ("notes", None)],
+)
+def test_a_changed_record_does_not_load(tmp_path, digits, trained, key, value):
+    model, recipe, phase = trained
+    [path] = phase.folder.glob("*/meta/metadata")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {key: value}))
+    with pytest.raises(utils.UserError, match="damaged"):
+        utils.Phase("baseline", tmp_path, recipe, digits).restore(model=model)
