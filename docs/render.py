@@ -111,6 +111,16 @@ def table_tuning():
     return markdown(header, rows) + f"\n\n{note}Measured by `{read('tuning')['command']}`."
 
 
+def table_teachers():
+    tuning = read("tuning")
+    rows = [
+        [row["epochs"], ", ".join(percent(x) for x in row["teacher"])] for row in tuning["teachers"]
+    ]
+    note = f"Accuracy on {tuning['holdout']:,} validation images, one figure a seed. "
+    note += f"Measured by `{tuning['command']}`."
+    return markdown(["epochs of the teacher", "teacher"], rows) + "\n\n" + note
+
+
 def table_soft_targets():
     header = ["test image", "T", *range(10)]
     rows = []
