@@ -1,9 +1,9 @@
 """Runs the experiments whose results README and docs show, and writes docs/results/<name>.json.
 
-    python docs/measure.py tuning default all_labels digits     # in this order; about 40 minutes
+    python docs/measure.py tuning default all_labels digits     # about 50 minutes
     python docs/render.py                                       # then the tables and figures
 
-Every experiment is one script run with several seeds; stopped, it goes on where it was. MNIST is
+`all_labels` needs the teacher of `default`. Stopped, each goes on where it was. MNIST is
 found as the scripts find it (MNIST_DATA_DIR, an earlier download, a download).
 """
 
@@ -16,7 +16,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +36,7 @@ GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),
     "all": ((1e-2, 2e-2, 4e-2), (3, 4, 6), (1, 2)),
 }
-TEACHERS = ((2, 3), (0, 1))  # epochs, seeds
+TEACHER_EPOCHS, TEACHER_SEEDS = (2, 3), (0, 1)
 HOLDOUT = 10_000
 
 
@@ -107,7 +106,6 @@ def experiment(name):
 def tuning():
     """Learning rate and epochs of baseline and distilled student, and epochs of the teacher, each
     scored on validation images that neither students nor teacher saw; test images take no part."""
-    begun = time.perf_counter()
     utils.use_all_cores()
     kd = load(SCRIPT)
     data = utils.load_data("mnist", None, HOLDOUT)
@@ -115,7 +113,7 @@ def tuning():
         sys.exit("tuning needs MNIST")
     folder = ROOT / "runs/measure/tuning"
     teacher, _ = kd.train_teacher(data, kd.Recipe(0, 3, 128, 5e-3, "onecycle"), folder)
-    cells = []
+    cells, cost = [], 0.0
     for labels, (rates, epoch_choices, seeds) in GRID.items():
         for epochs in epoch_choices:
             for rate in rates:
@@ -123,25 +121,30 @@ def tuning():
                 for seed in seeds:
                     labelled = utils.take_labels(data.train, labels, seed)
                     recipe = kd.Recipe(seed, epochs, 128, rate, "onecycle")
-                    student, _ = kd.train_student_with_distillation(
-                        teacher, data, labelled, recipe, folder
-                    )
-                    found["distilled"].append(float(kd.evaluate(student, data.test)[0]))
-                    student, _ = kd.train_student_baseline(data, labelled, recipe, folder)
-                    found["baseline"].append(float(kd.evaluate(student, data.test)[0]))
+                    runs = {
+                        "distilled": kd.train_student_with_distillation(
+                            teacher, data, labelled, recipe, folder
+                        ),
+                        "baseline": kd.train_student_baseline(data, labelled, recipe, folder),
+                    }
+                    for kind, (student, phase) in runs.items():
+                        found[kind].append(float(kd.evaluate(student, data.test)[0]))
+                        cost += phase.seconds
                 cell = {"labels": labels, "epochs": epochs, "learning_rate": rate, **found}
                 cells.append(cell)
                 means = {k: round(statistics.mean(v), 4) for k, v in found.items()}
                 print(labels, epochs, rate, means, flush=True)
     teachers = []
-    for epochs in TEACHERS[0]:
-        recipes = [kd.Recipe(seed, epochs, 128, 5e-3, "onecycle") for seed in TEACHERS[1]]
+    for epochs in TEACHER_EPOCHS:
+        recipes = [kd.Recipe(seed, epochs, 128, 5e-3, "onecycle") for seed in TEACHER_SEEDS]
         phases = [kd.train_teacher(data, recipe, folder)[1] for recipe in recipes]
+        cost += sum(phase.seconds for phase in phases)
         accuracies = [phase.history[-1]["validation_accuracy"] for phase in phases]
         teachers.append({"epochs": epochs, "teacher": accuracies})
         print("teacher", epochs, accuracies, flush=True)
-    content = {"holdout": HOLDOUT, "cells": cells, "teachers": teachers}
-    write("tuning", content | {"cost_seconds": round(time.perf_counter() - begun)})
+    content = {"holdout": HOLDOUT, "versions": utils.versions(), "device": utils.device()}
+    content |= {"cost_seconds": round(cost), "cells": cells, "teachers": teachers}
+    write("tuning", content)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from scipy import special, stats
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 EXPERIMENTS = {
-    "default": "MNIST, 1,000 labels (the default)",
+    "default": "MNIST, 1,000 labels (default settings)",
     "all_labels": "MNIST, all 60,000 labels",
     "digits": "embedded digits, 300 labels (no network)",
 }
@@ -100,7 +100,8 @@ def table_tuning():
     }
     rows = []
     for cell in cells:
-        row = [cell["labels"], cell["epochs"], f"{cell['learning_rate']:g}"]
+        labels = cell["labels"].replace("all", "all 50,000")
+        row = [labels, cell["epochs"], f"{cell['learning_rate']:g}"]
         for kind in ("baseline", "distilled"):
             mean, bold = np.mean(cell[kind]), best[cell["labels"], kind]
             row.append(f"**{percent(mean)}**" if mean == bold else percent(mean))
@@ -171,6 +172,7 @@ def value(key):
     total = seconds[0]["total"]  # of the first run, which trains its teacher itself
     if name in ("default", "all_labels"):
         total = read("speed")["seconds"][name]
+    seed = experiment["seeds"][0]
     agreement = {
         kind: np.mean([run[kind]["agreement"] for run in experiment["runs"]])
         for kind in ("distilled", "baseline")
@@ -183,6 +185,7 @@ def value(key):
         "interval": f"{100 * low:+.2f} to {100 * high:+.2f}",
         "wins": f"{wins} of {len(seconds)}",
         "seeds": f"{len(seconds)}",
+        "first_run": f"`--seed {seed} --teacher-seed {experiment['config']['teacher_seed']}`",
         "agreement_distilled": percent(agreement["distilled"]),
         "agreement_baseline": percent(agreement["baseline"]),
         "minutes": f"{total / 60:.1f} minutes",
@@ -212,10 +215,11 @@ def config(file):
     """The flags of a script, from the comments of its Config."""
     body = code(file, "Config")
     found = re.findall(r"^ {4}(\w+): .*? = (.+?)  # (.*)$", body, re.MULTILINE)
-    rows = [
-        [f"`--{name.replace('_', '-')}`", "" if default == "None" else f"`{default}`", text]
-        for name, default, text in found
-    ]
+    rows = []
+    for name, default, text in found:
+        flag, switch = name.replace("_", "-"), {"True": "on", "False": "off"}.get(default)
+        flag = f"`--{flag}`, `--no-{flag}`" if switch else f"`--{flag}`"
+        rows.append([flag, switch or ("" if default == "None" else f"`{default}`"), text])
     return markdown(["flag", "default", "meaning"], rows)
 
 

@@ -33,10 +33,10 @@ class Config:
     data_dir: str | None = None  # folder with the four IDX files of the dataset
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/13_teacher_training"  # for results, figure and checkpoints
-    seed: int = 0  # of initial weights, batches and a teacher's dropout
+    seed: int = 0  # of initial weights, batches and dropout
     epochs: int | None = None  # else 3, digits 20, quick 4
     batch_size: int = 128  # images
-    learning_rate: float = 5e-3  # peak of the cycle, or constant
+    learning_rate: float | None = None  # peak of the cycle (5e-3) or constant (1e-3)
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
     quick: bool = False  # a first look: 2,000 training images, 4 epochs
@@ -100,7 +100,7 @@ def train_step(model, optimizer, batch):
 
 
 class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and a teacher's dropout
+    seed: int  # of initial weights, batches and dropout
     epochs: int
     batch_size: int
     learning_rate: float
@@ -141,7 +141,9 @@ def main(config):
     data = utils.start(config)
     default = 4 if config.quick else 20 if data.name == "digits" else 3
     epochs = utils.given(config.epochs, default)
-    recipe = Recipe(config.seed, epochs, config.batch_size, config.learning_rate, config.schedule)
+    rate = 1e-3 if config.schedule == "constant" else 5e-3
+    rate = utils.given(config.learning_rate, rate)
+    recipe = Recipe(config.seed, epochs, config.batch_size, rate, config.schedule)
 
     utils.banner(f"TEACHER: all {len(data.train.label):,} labels")
     teacher, phase = train_teacher(data, recipe, config.output_dir)

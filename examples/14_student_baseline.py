@@ -37,8 +37,8 @@ class Config:
     seed: int = 42  # of labelled images, initial weights and batches
     labels: str | None = None  # labelled images, or all; else 1000, digits 300
     epochs: int | None = None  # else what the labels need
-    batch_size: int | None = None  # images; else 128, or all labels if fewer
-    learning_rate: float | None = None  # peak of the cycle, or constant; else what the labels need
+    batch_size: int | None = None  # images; else 128, quick 32, or all labels if fewer
+    learning_rate: float | None = None  # peak of the cycle (else by labels) or constant (1e-3)
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
     quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
@@ -95,7 +95,7 @@ def train_step(model, optimizer, batch):
 
 
 class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and a teacher's dropout
+    seed: int  # of initial weights, batches and dropout
     epochs: int
     batch_size: int
     learning_rate: float
@@ -134,10 +134,11 @@ def train_student_baseline(data, labelled, recipe, output_dir):
 
 def student_recipe(config, labels):
     """A student's recipe, from flags or else from the number of labels: peak rate and epochs were
-    searched on validation images at 1,000 and 60,000 labels; between them stands a rule."""
+    searched on validation images at 1,000 and 50,000 labels; for all others there is a rule."""
     epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = config.learning_rate or (4e-2 if labels < 10_000 else 2e-2)
-    batch_size = config.batch_size or min(128, labels)
+    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
+    rate = utils.given(config.learning_rate, rate)
+    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
     utils.check_batch("--batch-size", batch_size, labels)
     return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
 

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import typing
+import urllib.error
 import urllib.request
 import warnings
 import zlib
@@ -78,13 +79,17 @@ def parse(config_class, argv=None):
     parser = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
     parser.error = lambda message: require(False, f"{message} (--help lists the flags)")
     source, hints = inspect.getsource(config_class), typing.get_type_hints(config_class)
+    source = source.replace("%", "%%")  # argparse formats its help
     comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
     for field in dataclasses.fields(config_class):
         kind = (*typing.get_args(hints[field.name]), hints[field.name])[0]
         how = {"type": kind, "metavar": kind.__name__.upper()}
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
         note = "" if field.default is None or kind is bool else f" (default {field.default})"
-        how |= {"default": field.default, "help": comments.get(field.name, "") + note}
+        how |= {
+            "default": field.default,
+            "help": comments.get(field.name, "") + note,
+        }
         parser.add_argument("--" + field.name.replace("_", "-"), **how)
     return config_class(**vars(parser.parse_args(argv)))
 
@@ -123,10 +128,8 @@ def start(config):
         value, rule = getattr(config, field.name), RULES.get(field.name.removeprefix("teacher_"))
         flag = "--" + field.name.replace("_", "-")
         require(value != "", f"{flag}: must not be empty")
-        require(
-            value is None or not rule or rule[0](value),
-            f"{flag} {value}: must be {rule and rule[1]}",
-        )
+        if rule and value is not None:
+            require(rule[0](value), f"{flag} {value}: must be {rule[1]}")
     use_all_cores()
     data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
     _claim(config.output_dir)
@@ -344,8 +347,11 @@ def _reachable(url, seconds=4):
 
     def ask():
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
-            request = urllib.request.Request(url, method="HEAD")
-            answers.append(urllib.request.urlopen(request, timeout=seconds))
+            try:
+                request = urllib.request.Request(url, method="HEAD")
+                answers.append(urllib.request.urlopen(request, timeout=seconds))
+            except urllib.error.HTTPError as refusal:  # an answer, too
+                answers.append(refusal)
 
     # In a thread, since looking a name up knows no time limit.
     thread = threading.Thread(target=ask, daemon=True)
@@ -371,6 +377,7 @@ def take_labels(split, count, seed):
     count = total if count == "all" else int(count)
     require(count <= total, f"--labels {count}: there are {total} training images; or say all")
     order = np.random.default_rng([seed, 1]).permutation(total)
+    # Each class's first image of the order, then each class's second, and so on.
     rank = np.empty(total, np.int64)  # of each image among those of its class
     for c in np.unique(split.label):
         rank[order[split.label[order] == c]] = np.arange((split.label == c).sum())
@@ -436,7 +443,8 @@ def mcnemar(logits_a, logits_b, label):
 
     right_a, right_b = logits_a.argmax(-1) == label, logits_b.argmax(-1) == label
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    p_value = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
+    return max(float(p_value), sys.float_info.min)  # no p-value is 0
 
 
 # %% Training that can be stopped
@@ -627,7 +635,8 @@ def find_run(name, model, recipe, data, config, script):
     else:
         candidates = [phase.folder] if phase.folder.exists() else []
     trained = False
-    for phase.folder in candidates:
+    for folder in candidates:
+        phase.folder = folder
         trained = phase.restore(model=model) and phase.finished
         if trained:
             break
@@ -684,21 +693,21 @@ def draw(rows, data, teacher_logits=None):
 def _draw_curves(figure, rows, data):
     """Losses over the epochs, hard and soft apart, and accuracies; the teacher's as a line."""
     losses, accuracies = figure.subplots(1, 2)
-    key = f"{data.scored_on}_accuracy"
+    accuracy = f"{data.scored_on}_accuracy"
     for row in rows:
         epochs = [record["epoch"] for record in row["history"]]
-        scored = [r for r in row["history"] if key in r]
+        scored = [record for record in row["history"] if accuracy in record]
         if row["name"] == "teacher" and len(rows) > 1:
-            accuracies.axhline(row[key], color="gray", linestyle="--", label="teacher")
+            accuracies.axhline(row[accuracy], color="gray", linestyle="--", label="teacher")
             continue
         parts = ("hard_loss", "soft_loss") if row["name"] == "distilled" else ("loss",)
         for key in parts if epochs else ():
             label = f"{row['name']}, {key.replace('_', ' ')}"
             losses.plot(epochs, [record[key] for record in row["history"]], label=label)
-        points = [r["epoch"] for r in scored], [r[key] for r in scored]
+        points = [r["epoch"] for r in scored], [r[accuracy] for r in scored]
         accuracies.plot(*points, ".-", label=row["name"])
     losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    accuracies.set(xlabel="epoch", ylabel=key.replace("_", " "))
+    accuracies.set(xlabel="epoch", ylabel=accuracy.replace("_", " "))
     for axes in (losses, accuracies):
         if axes.lines:
             axes.legend()
@@ -730,9 +739,18 @@ def write_whole(path, content):
     os.replace(partial, path)
 
 
+def versions():
+    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version()} | found
+
+
+def device():
+    return f"{jax.device_count()} × {jax.devices()[0].device_kind} ({platform.machine()})"
+
+
 def write_results(config, data, rows, figure, more=None):
     """Writes results.json and figure.png to the output folder; returns what the former holds."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     report = {
         "script": Path(inspect.getfile(type(config))).name,
         "config": dataclasses.asdict(config),
@@ -742,9 +760,8 @@ def write_results(config, data, rows, figure, more=None):
             "train": len(data.train.label),
             data.scored_on: len(data.test.label),
         },
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in packages},
-        "device": f"{jax.device_count()} × {jax.devices()[0].device_kind} ({platform.machine()})",
+        "versions": versions(),
+        "device": device(),
         "seconds": {row["name"]: row["seconds"] for row in rows} | TIMES,
         **(more or {}),
         "results": rows,
@@ -767,9 +784,9 @@ def summary(report, data, lines):
         errors = row[f"{data.scored_on}_errors"]
         width = len(f"  {data.scored_on} accuracy")
         print(f"{row['name']:31}{row['params']:>10,}{accuracy:>{width}}{errors:>8,}")
-    # What was trained in an earlier run has its cost here, but no part in this run's time.
     costs = ", ".join(f"{row['name']} {row['seconds']:.0f} s" for row in report["results"])
-    lines |= {"Time": f"{report['seconds']['total']:.0f} s (training: {costs})", "Data": data}
+    lines |= {"Time": f"{report['seconds']['total']:.0f} s", "Training, now or before": costs}
+    lines["Data"] = data
     lines["Results and figure"] = report["config"]["output_dir"]
     for what, found in lines.items():
         print(f"{what:31}{found}")

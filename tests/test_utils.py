@@ -276,3 +276,33 @@ def test_committed_results_hold_no_path():
         assert "/" not in json.loads(text).get("config", {}).get("output_dir", ""), path
         assert "/home/" not in text
         assert "/tmp/" not in text
+
+
+@pytest.mark.parametrize("scored_on", ["test", "validation"])
+def test_the_figure_shows_what_was_measured(digits, scored_on):
+    accuracy = f"{scored_on}_accuracy"
+
+    def row(name, losses, last):
+        history = [
+            {"epoch": epoch, "hard_loss": 0.1, **{k: v / epoch for k, v in losses.items()}}
+            for epoch in (1, 2, 3)
+        ]
+        history[2][accuracy] = last
+        return {"name": name, "history": history, accuracy: last}
+
+    rows = [
+        row("teacher", {"loss": 1.0}, 0.95),
+        row("distilled", {"loss": 2.0, "soft_loss": 3.0}, 0.9),
+        row("baseline", {"loss": 4.0}, 0.8),
+    ]
+    logits = np.random.default_rng(0).normal(size=(500, 10)).astype(np.float32)
+    figure, more = utils.draw(rows, digits._replace(scored_on=scored_on), logits)
+    losses, accuracies = figure.subfigs[0].axes
+    curves = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
+    assert curves.keys() == {"distilled, hard loss", "distilled, soft loss", "baseline, loss"}
+    assert curves["baseline, loss"] == [4, 2, 4 / 3]
+    assert accuracies.get_ylabel() == f"{scored_on} accuracy"
+    points = {line.get_label(): list(line.get_ydata()) for line in accuracies.lines}
+    assert points == {"teacher": [0.95, 0.95], "distilled": [0.9], "baseline": [0.8]}
+    assert len(more["soft_targets"]) == len(figure.subfigs[1].axes) / 2 == 4
+    assert scored_on in figure.subfigs[1].axes[0].get_title()
