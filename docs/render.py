@@ -262,7 +262,7 @@ def draw_gains():
         axes.set(xticks=[0, 1], xlim=(-0.3, 1.3), xticklabels=["baseline", "distilled"])
         numbers = f"{100 * gain:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
         axes.set_title(f"{title}\n{numbers}", fontsize=9)
-        axes.legend(loc="lower right")
+        axes.legend()
     figure.axes[0].set_ylabel("test accuracy, %")
     png = io.BytesIO()
     figure.savefig(png, dpi=100, metadata={"Source": gains_source()})
