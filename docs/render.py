@@ -90,7 +90,8 @@ def table_seeds():
 
 def table_tuning():
     header = ["labels", "epochs", "peak learning rate", "baseline", "distilled"]
-    cells = read("tuning")["cells"]
+    tuning = read("tuning")
+    cells = tuning["cells"]
     best = {
         (cell["labels"], kind): max(
             np.mean(c[kind]) for c in cells if c["labels"] == cell["labels"]
@@ -100,16 +101,16 @@ def table_tuning():
     }
     rows = []
     for cell in cells:
-        labels = cell["labels"].replace("all", "all 50,000")
+        labels = cell["labels"].replace("all", f"all {60_000 - tuning['holdout']:,}")
         row = [labels, cell["epochs"], f"{cell['learning_rate']:g}"]
         for kind in ("baseline", "distilled"):
             mean, bold = np.mean(cell[kind]), best[cell["labels"], kind]
             row.append(f"**{percent(mean)}**" if mean == bold else percent(mean))
         rows.append(row)
     count = {len(cell["baseline"]) for cell in cells}
-    note = f"Mean accuracy on {read('tuning')['holdout']:,} validation images, "
+    note = f"Mean accuracy on {tuning['holdout']:,} validation images, "
     note += f"{min(count)} or {max(count)} seeds, T = 3 and alpha = 0.5; the best of each in bold. "
-    return markdown(header, rows) + f"\n\n{note}Measured by `{read('tuning')['command']}`."
+    return markdown(header, rows) + f"\n\n{note}Measured by `{tuning['command']}`."
 
 
 def table_teachers():
