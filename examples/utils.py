@@ -598,7 +598,8 @@ def _update(module, arrays):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x)) if _is_key(x) else array
 
     nnx.replace_by_pure_dict(state, jax.tree.map(like, nnx.to_pure_dict(state), arrays))
-    nnx.update(module, jax.device_put(state, _sharding()))
+    nnx.update(module, state)
+    replicate(module)
 
 
 def _brief(error):
