@@ -266,7 +266,7 @@ def main(config):
     images, labels = len(data.train.label), len(labelled.label)
     utils.banner(f"1/3 TEACHER: all {images:,} labels")
     teacher = TeacherCNN(rngs=nnx.Rngs(0))
-    phase = utils.find_run("teacher", teacher, for_teacher, data, config, "13_teacher_training")
+    phase = utils.find_run("teacher", teacher, for_teacher, data, config)
     if not phase:
         teacher, phase = train_teacher(data, for_teacher, config.output_dir)
     print("✓ Teacher completed")

@@ -71,6 +71,7 @@ RULES = {
     "labels": (lambda v: bool(re.fullmatch("all|[1-9][0-9]{1,8}", str(v))), "10 or more, or all"),
     "holdout": (lambda v: v >= 0, "0 or more"),
 }
+PLURALS = {"temperatures": "temperature", "alphas": "alpha"}
 
 
 def parse(config_class, argv=None):
@@ -82,16 +83,18 @@ def parse(config_class, argv=None):
     source = source.replace("%", "%%")  # argparse formats its help
     comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
     for field in dataclasses.fields(config_class):
-        kind = (*typing.get_args(hints[field.name]), hints[field.name])[0]
+        hint, default = hints[field.name], field.default
+        several = typing.get_origin(hint) is tuple
+        kind = (*typing.get_args(hint), hint)[0]
         how = {"type": kind, "metavar": kind.__name__.upper()}
+        how |= {"nargs": "+"} if several else {}
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
-        note = "" if field.default is None or kind is bool else f" (default {field.default})"
-        how |= {
-            "default": field.default,
-            "help": comments.get(field.name, "") + note,
-        }
+        shown = " ".join(map(str, default)) if several else default
+        note = "" if default is None or kind is bool else f" (default {shown})"
+        how |= {"default": default, "help": comments.get(field.name, "") + note}
         parser.add_argument("--" + field.name.replace("_", "-"), **how)
-    return config_class(**vars(parser.parse_args(argv)))
+    flags = vars(parser.parse_args(argv))
+    return config_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in flags.items()})
 
 
 def run(main, config_class):
@@ -122,14 +125,22 @@ def _stop(*_):
     os._exit(130)
 
 
+def check_flags(config):
+    """Raises UserError for the first flag that does not hold what RULES say."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), field.name.removeprefix("teacher_")
+        flag, several = "--" + field.name.replace("_", "-"), isinstance(value, tuple)
+        rule = RULES.get(PLURALS.get(name, name))
+        require(value != "", f"{flag}: must not be empty")
+        for one in value if several else (value,):
+            if rule and one is not None:
+                require(rule[0](one), f"{flag} {one}: must be {rule[1]}")
+        require(not several or len(set(value)) == len(value), f"{flag}: must not repeat a value")
+
+
 def start(config):
     """Checks flags, claims the cores, loads the data and checks the output folder."""
-    for field in dataclasses.fields(config):
-        value, rule = getattr(config, field.name), RULES.get(field.name.removeprefix("teacher_"))
-        flag = "--" + field.name.replace("_", "-")
-        require(value != "", f"{flag}: must not be empty")
-        if rule and value is not None:
-            require(rule[0](value), f"{flag} {value}: must be {rule[1]}")
+    check_flags(config)
     use_all_cores()
     data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
     _claim(config.output_dir)
@@ -433,7 +444,8 @@ def predict_by_index(model, split):
 
 
 def count_params(model):
-    """Trainable parameters: `nnx.Param` alone, not BatchNorm's statistics or random state."""
+    """Trainable parameters of a module or a tuple of them: `nnx.Param` alone, not BatchNorm's
+    statistics or random state."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
@@ -468,10 +480,11 @@ class Phase:
         self.folder = Path(output_dir) / "checkpoints" / f"{name}-{_digest_of_json(self.settings)}"
 
     def epochs(self, model, optimizer, score):
-        """Yields the epochs still to train, from 1 on; saves model and optimizer after each.
+        """Yields the epochs still to train, from 1 on; saves model and optimizer after each. Where
+        several networks learn at once, both may be tuples.
 
-        `score()` gives the accuracy on `data.test`, about ten times in all. Raises UserError when a
-        step's metrics, handed to `log`, were not finite, or a checkpoint cannot be written.
+        `score()`, unless None, gives the accuracy on `data.test`, about ten times in all. Raises
+        UserError when a step's metrics were not finite, or a checkpoint cannot be written.
         """
         replicate((model, optimizer))
         if self.restore(model=model, optimizer=optimizer):
@@ -487,7 +500,7 @@ class Phase:
                 finite = all(np.isfinite(x).all() for x in weights)
                 require(finite, f"{self.name}, epoch {epoch}, last step: weights are not finite")
                 record["seconds"] = time.perf_counter() - epoch_begun
-                if epoch % max(1, count // 10) == 0 or epoch == count:
+                if score and (epoch % max(1, count // 10) == 0 or epoch == count):
                     record[f"{self.scored_on}_accuracy"] = float(score())
                 self.history.append(record)
                 self.seconds = time.perf_counter() - begun
@@ -517,7 +530,7 @@ class Phase:
         self.notes[note] = time.perf_counter() - begun
 
     def log(self, metrics):
-        """Takes the dict of scalars that a step returned."""
+        """Takes the dict of metrics that a step returned: scalars, or arrays of them."""
         self.steps.append(metrics)
         # On the CPU one step ends before the next begins: with the batch shared out over several
         # devices, XLA's thread pool can otherwise deadlock (seen in jaxlib 0.10.2), and gains none.
@@ -528,11 +541,11 @@ class Phase:
     def _means(self, epoch):
         steps = jax.device_get(self.steps)
         for i, metrics in enumerate(steps, 1):
-            finite = all(np.isfinite(v) for v in metrics.values())
+            finite = all(np.isfinite(v).all() for v in metrics.values())
             where = f"{self.name}, epoch {epoch}, step {i}"
             hint = "the loss is not finite; try a lower learning rate, or a temperature nearer to 1"
             require(finite, f"{where}: {hint}")
-        return {k: float(np.mean([m[k] for m in steps])) for k in steps[0]}
+        return {k: np.mean([m[k] for m in steps], axis=0).tolist() for k in steps[0]}
 
     @property
     def finished(self):
@@ -572,9 +585,10 @@ class Phase:
         """What is printed of an epoch."""
         accuracy = record.get(f"{self.scored_on}_accuracy")
         accuracy = "" if accuracy is None else f" | {self.scored_on.title()} Acc: {accuracy:.4f}"
-        loss = f"Loss: {record['loss']:.4f}"
+        mean = {key: np.mean(x) for key, x in record.items()}
+        loss = f"Loss: {mean['loss']:.4f}"
         if "soft_loss" in record:
-            loss = f"Hard: {record['hard_loss']:.4f} Soft: {record['soft_loss']:.4f}"
+            loss = f"Hard: {mean['hard_loss']:.4f} Soft: {mean['soft_loss']:.4f}"
         epoch = f"Epoch {record['epoch']:2}/{self.settings['epochs']}"
         return f"{epoch}{accuracy} | {loss} | {record['seconds']:.1f} s"
 
@@ -622,23 +636,27 @@ def _silent_stderr():
         os.close(null)
 
 
-def find_run(name, model, recipe, data, config, script):
+def find_run(name, model, recipe, data, config, **more):
     """Brings back into `model` what an earlier run trained: the one that `--<name>` points to,
-    whatever its recipe, or the one that `script` left beside this run's output folder with this
-    recipe and data. Returns its Phase, or None if there is none."""
-    path = getattr(config, name)
-    phase = Phase(name, path or Path(config.output_dir).parent / script, recipe, data)
+    whatever its recipe, or one with these settings in any folder beside this run's output folder.
+    Returns its Phase, or None if there is none."""
+    path = getattr(config, name, None)
+    phase = Phase(name, path or config.output_dir, recipe, data, **more)
+    own, beside = Path(config.output_dir).resolve(), f"*/checkpoints/{phase.folder.name}"
     if path:
         found = sorted(phase.folder.parent.glob(f"{name}-*"), key=os.path.getmtime, reverse=True)
         require(found, f"--{name} {path}: there is no {phase.folder.parent}/{name}-*")
         # This run's own recipe first, then the newest that was trained to its end.
         candidates = sorted(found, key=lambda folder: folder != phase.folder)
     else:
-        candidates = [phase.folder] if phase.folder.exists() else []
+        # The run's own is left to who calls: its training finds it, and goes on.
+        found = sorted(Path(config.output_dir).parent.glob(beside))
+        candidates = [folder for folder in found if own not in folder.resolve().parents]
     trained = False
     for folder in candidates:
         phase.folder = folder
-        trained = phase.restore(model=model) and phase.finished
+        # With this run's recipe it can be told before: another process may be training it now.
+        trained = (path or phase.finished) and phase.restore(model=model) and phase.finished
         if trained:
             break
     if path:

@@ -87,12 +87,13 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_and_run_again(uninterrupted, tmp_path, phase):
+    folder = tmp_path / "out"  # where no other test's teacher lies beside it
     epoch = 2 if phase == "TEACHER" else 3
-    run_until(tmp_path, phase, epoch)
-    assert not (tmp_path / "results.json").exists()
-    assert f"epoch {epoch} of" in run(tmp_path)
-    assert outcome(tmp_path) == outcome(uninterrupted)
-    want, got = weights(uninterrupted), weights(tmp_path)
+    run_until(folder, phase, epoch)
+    assert not (folder / "results.json").exists()
+    assert f"epoch {epoch} of" in run(folder)
+    assert outcome(folder) == outcome(uninterrupted)
+    want, got = weights(uninterrupted), weights(folder)
     assert len(want) > 60
     assert want.keys() == got.keys()
     for key, leaf in want.items():

@@ -13,7 +13,7 @@ import pytest
 from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS
 
 # What may differ between scripts of the same name; all else is identical to the letter.
-OWN = {"Config", "main", "plan"}
+OWN = {"Config", "main", "plan", "draw"}
 
 
 def run(folder, *command, env=None):

@@ -11,6 +11,7 @@ import time
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import utils
@@ -306,3 +307,42 @@ def test_the_figure_shows_what_was_measured(digits, scored_on):
     assert points == {"teacher": [0.95, 0.95], "distilled": [0.9], "baseline": [0.8]}
     assert len(more["soft_targets"]) == len(figure.subfigs[1].axes) / 2 == 4
     assert scored_on in figure.subfigs[1].axes[0].get_title()
+
+
+def test_flags_of_several_values():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        alphas: tuple[float, ...] = (0, 0.5)  # weights of the labels
+
+    assert utils.parse(Config, []).alphas == (0, 0.5)
+    assert utils.parse(Config, ["--alphas", "1", "0.25"]).alphas == (1.0, 0.25)
+    with pytest.raises(utils.UserError, match=r"--alphas 2\.0: must be from 0 to 1"):
+        utils.check_flags(Config(alphas=(0.5, 2.0)))
+    with pytest.raises(utils.UserError, match="--alphas: must not repeat"):
+        utils.check_flags(Config(alphas=(0.5, 0.5)))
+
+
+def test_networks_trained_together_share_a_checkpoint(tmp_path, kd, digits):
+    """Two networks, a metric for each, no score: stopped after one epoch, the run goes on."""
+    split = digits.train.take(slice(128))
+
+    def train(folder, epochs):
+        models = tuple(kd.StudentCNN(rngs=nnx.Rngs(i)) for i in range(2))
+        recipe = kd.Recipe(0, 2, 64, 1e-3, "constant")
+        optimizers = tuple(kd.make_optimizer(model, recipe, 128) for model in models)
+        phase = utils.Phase("both", folder, recipe, digits)
+        for epoch in phase.epochs(models, optimizers, None):
+            if epoch > epochs:
+                break
+            for batch in utils.batches(split, 64, 0, epoch):
+                both = [kd.train_step(*pair, batch) for pair in zip(models, optimizers)]  # noqa: B905
+                phase.log({"loss": jnp.stack([x["loss"] for x in both])})
+        return [utils.digest(model) for model in models], phase.history
+
+    whole, history = train(tmp_path / "whole", 2)
+    train(tmp_path / "stopped", 1)
+    again, history_again = train(tmp_path / "stopped", 2)
+    assert again == whole
+    assert [r["loss"] for r in history_again] == [r["loss"] for r in history]
+    assert len(history[0]["loss"]) == 2
+    assert "test_accuracy" not in history[-1]
