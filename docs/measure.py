@@ -1,6 +1,7 @@
 """Runs the experiments whose results README and docs show, and writes docs/results/<name>.json.
 
     python docs/measure.py tuning default all_labels digits     # about 50 minutes
+    python docs/measure.py grid temperature ensemble self online cross_modal
     python docs/render.py                                       # then the tables and figures
 
 `all_labels` needs the teacher of `default`. Stopped, each goes on where it was. MNIST is
@@ -8,6 +9,7 @@ found as the scripts find it (MNIST_DATA_DIR, an earlier download, a download).
 """
 
 import datetime
+import functools
 import hashlib
 import importlib.util
 import json
@@ -31,6 +33,24 @@ EXPERIMENTS = {
     "default": (["--teacher-seed", "2"], range(62, 67)),
     "all_labels": (["--teacher-seed", "2", "--labels", "all"], range(62, 67)),
     "digits": (["--teacher-seed", "2", "--dataset", "digits"], range(62, 70)),
+}
+# The variants: the script, its flags, and seeds that nobody had run when its settings were fixed.
+VARIANTS = {
+    "grid": (
+        "examples/advanced/knowledge_distillation.py",
+        ["--labels", "250", "1000", "5000", "--teacher-seed", "2"],
+        [70],  # the first of three for the grid and five for the test
+    ),
+    "temperature": ("examples/advanced/temperature.py", ["--teacher-seed", "2"], [70]),
+    # Four teachers of their own for each seed.
+    "ensemble": ("examples/17_ensemble_distillation.py", ["--teacher-seed", "4N"], range(70, 75)),
+    "self": ("examples/18_self_distillation.py", [], range(70, 75)),
+    "online": ("examples/19_online_distillation.py", [], range(70, 75)),
+    "cross_modal": (
+        "examples/20_cross_modal_distillation.py",
+        ["--teacher-seed", "2"],
+        range(70, 75),
+    ),
 }
 GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),
@@ -103,6 +123,39 @@ def experiment(name):
     write(name, content)
 
 
+def variant(name):
+    """One script over several seeds: of each row what a reader may ask for, and all else found."""
+    script, arguments, seeds = VARIANTS[name]
+    runs, first = [], None
+    for seed in seeds:
+        folder = f"runs/measure/{name}/{seed}"  # side by side, so that a teacher is shared
+        flags = [str(4 * seed) if flag == "4N" else flag for flag in arguments]
+        command = [sys.executable, script, *flags, "--seed", str(seed), "--output-dir", folder]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        report = json.loads((ROOT / folder / "results.json").read_text())
+        if first is None:
+            first = report
+            shutil.copy(ROOT / folder / "figure.png", RESULTS / f"{name}.png")
+        left_out = ("settings", "history", "epoch_seconds")
+        rows = [{k: v for k, v in row.items() if k not in left_out} for row in report["results"]]
+        known = ("script", "config", "dataset", "versions", "device", "results")
+        more = {k: v for k, v in report.items() if k not in known}
+        runs.append({"seed": seed, "rows": rows, **more})
+        print(f"{name}, seed {seed}", flush=True)
+    config = {k: v for k, v in first["config"].items() if k not in ("data_dir", "output_dir")}
+    content = {
+        "each": " ".join(["python", script, *arguments, "--seed", "N"]),
+        "seeds": list(seeds),
+        "config": config,
+        **{k: first[k] for k in ("dataset", "versions", "device")},
+        "runs": runs,
+        "figure_sha256": hashlib.sha256((RESULTS / f"{name}.png").read_bytes()).hexdigest(),
+    }
+    write(name, content)
+
+
 def tuning():
     """Learning rate and epochs of baseline and distilled student, and epochs of the teacher, each
     scored on validation images that neither students nor teacher saw; test images take no part."""
@@ -152,7 +205,10 @@ if __name__ == "__main__":
     RESULTS.mkdir(exist_ok=True)
     utils.use_huge_pages()
     names = sys.argv[1:]
-    if not names or not set(names) <= {"tuning", *EXPERIMENTS}:
-        sys.exit(f"usage: python docs/measure.py [{'|'.join(['tuning', *EXPERIMENTS])}] ...")
+    known = {"tuning": tuning}
+    known |= {name: functools.partial(experiment, name) for name in EXPERIMENTS}
+    known |= {name: functools.partial(variant, name) for name in VARIANTS}
+    if not names or not set(names) <= set(known):
+        sys.exit(f"usage: python docs/measure.py [{'|'.join(known)}] ...")
     for wanted in names:
-        tuning() if wanted == "tuning" else experiment(wanted)
+        known[wanted]()

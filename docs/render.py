@@ -30,6 +30,12 @@ EXPERIMENTS = {
 }
 
 
+# The variants: what is compared with what, paired by the seed.
+VARIANTS = {
+    "temperature": [],
+}
+
+
 def read(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -48,6 +54,35 @@ def paired(experiment):
     half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
     wins = [run["distilled"]["test_errors"] < run["baseline"]["test_errors"] for run in runs]
     return baseline, distilled, gain.mean(), (gain.mean() - half, gain.mean() + half), sum(wins)
+
+
+def interval(gain):
+    """The mean of paired differences [seeds] and its 95 % interval, in points."""
+    half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
+    low, high = gain.mean() - half, gain.mean() + half
+    return f"{100 * gain.mean():+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
+
+
+def accuracies(name, row):
+    """The test accuracy of a row in each run of a variant, [seeds]; of "best of teacher", that of
+    the best of the rows teacher 1, teacher 2, ..."""
+    runs = read(name)["runs"]
+    if row.startswith("best of "):
+        rows = [r["name"] for r in runs[0]["rows"]]
+        numbered = re.compile(row.removeprefix("best of ") + r" \d+")
+        return np.max([accuracies(name, x) for x in rows if numbered.fullmatch(x)], axis=0)
+    found = [[r["test_accuracy"] for r in run["rows"] if r["name"] == row] for run in runs]
+    if not all(found):
+        raise SystemExit(f"{name}: there is no row {row!r}")
+    return np.array(found)[:, 0] if len(runs) > 1 else np.array(found)[0]
+
+
+def measured(name):
+    """The command and the seeds behind a variant's results."""
+    content = read(name)
+    seeds = content["seeds"]
+    several = f"N = {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"N = {seeds[0]}"
+    return f"Measured by `{content['each']}`, {several} ({content['date']})."
 
 
 def markdown(header, rows):
@@ -149,12 +184,81 @@ def table_speed():
     return markdown(header, rows) + "\n\n" + note
 
 
+def table_variant(name):
+    """Mean accuracy of each network, and the paired differences."""
+    runs = read(name)["runs"]
+    rows = []
+    for row in runs[0]["rows"]:
+        found = accuracies(name, row["name"])
+        spread = f"{percent(found.min())} to {percent(found.max())}"
+        rows.append([row["name"], f"{row['params']:,}", percent(found.mean()), spread])
+    text = markdown(["network", "parameters", "test accuracy, mean", "lowest to highest"], rows)
+    rows = []
+    for a, b in VARIANTS[name]:
+        gain = accuracies(name, a) - accuracies(name, b)
+        rows.append([f"{a} − {b}", *interval(gain), f"{(gain > 0).sum()} of {len(gain)}"])
+    header = ["difference", "points", "95 % interval", "seeds won"]
+    return f"{text}\n\n{markdown(header, rows)}\n\n{measured(name)}"
+
+
+def table_grid(labels):
+    """The mean validation accuracy for each temperature and alpha."""
+    [run] = read("grid")["runs"]
+    grid, data = run["grids"][labels], read("grid")["config"]
+    count = run["validation"]
+    accuracy = 1 - np.mean(grid["errors"], 0) / count
+    header = ["alpha", *(f"T = {t:g}" for t in data["temperatures"])]
+    table = dict(zip(map(tuple, run["cells"]), accuracy, strict=True))
+    rows = []
+    for alpha in data["alphas"]:
+        cells = [table[t, alpha] for t in data["temperatures"]]
+        chosen = [[t, alpha] == grid["chosen"] for t in data["temperatures"]]
+        both = zip(cells, chosen, strict=True)
+        rows.append([f"{alpha:g}", *(f"**{percent(x)}**" if c else percent(x) for x, c in both)])
+    seeds = len(grid["errors"])
+    note = f"{int(labels):,} labels: mean accuracy of {seeds} students on {count:,} validation "
+    return markdown(header, rows) + f"\n\n{note}images; the chosen pair in bold."
+
+
+def table_chosen():
+    """The chosen pair, the default and the baseline on test images, for each number of labels."""
+    [run] = read("grid")["runs"]
+    rows = []
+    for labels, grid in run["grids"].items():
+        names = [f"{name}, {labels} labels" for name in ("chosen", "default", "baseline")]
+        chosen, default, baseline = (accuracies("grid", name) for name in names)
+        row = [f"{int(labels):,}", f"T = {grid['chosen'][0]:g}, alpha = {grid['chosen'][1]:g}"]
+        row += [percent(x.mean()) for x in (chosen, default, baseline)]
+        gain = chosen - default
+        points, words = interval(gain)
+        rows.append([*row, f"{points} ({words})", f"{(gain > 0).sum()} of {len(gain)}"])
+    header = ["labels", "chosen on validation images", "chosen", "default (T = 3, alpha = 0.5)"]
+    header += ["baseline", "chosen − default, points (95 % interval)", "seeds won"]
+    return markdown(header, rows) + "\n\n" + measured("grid")
+
+
+def table_temperature():
+    """Gradient norms with and without T², and the distances from the limit of high T."""
+    [run] = read("temperature")["runs"]
+    names = {
+        "with_t2_start": "gradient norm, untrained student, with T²",
+        "without_t2_start": "the same without T²",
+        "with_t2_end": "gradient norm, trained student, with T²",
+        "without_t2_end": "the same without T²",
+        "from_limit": "distance of the soft targets from their limit",
+        "from_matching": "distance of the gradient from logit matching",
+    }
+    header = ["", *(f"T = {t:g}" for t in run["temperatures"])]
+    rows = [[title, *(f"{x:.3g}" for x in run[key])] for key, title in names.items()]
+    return markdown(header, rows) + "\n\n" + measured("temperature")
+
+
 # %% Values, code, output
 
 
 def value(key):
     """A number in words, such as `default.gain`."""
-    name, what = key.split(".")
+    name, what = key.split(".", 1)
     if name == "params":
         teacher, student = read("default")["teacher"], read("default")["runs"][0]["distilled"]
         ratio = teacher["params"] / student["params"]
@@ -167,6 +271,8 @@ def value(key):
     if name == "speed":
         seconds = read("speed")["seconds"]
         return f"{seconds[what] / seconds['plain']:.3f}"
+    if name in VARIANTS:
+        return value_of_variant(name, what)
     experiment = read(name)
     baseline, distilled, gain, (low, high), wins = paired(experiment)
     seconds = [run["seconds"] for run in experiment["runs"]]
@@ -191,6 +297,42 @@ def value(key):
         "agreement_baseline": percent(agreement["baseline"]),
         "minutes": f"{total / 60:.1f} minutes",
     }[what]
+
+
+def value_of_variant(name, what):
+    """`accuracy(row)`, `gain(row | other)`, `interval(row | other)`, `wins(row | other)`, `minutes`
+    (of the first run), and means over the runs of what else they report, by the names of its keys:
+    `number(key | key)`, `share(key | key)` and, divided, `ratio(key | key / key | key)`. A row's
+    name is a key, too."""
+    runs = read(name)["runs"]
+    kind, argument = re.fullmatch(r"(\w+)(?:\((.*)\))?", what).groups()
+
+    def mean(keys):
+        found = []
+        for run in runs:
+            node = {row["name"]: row for row in run["rows"]} | run
+            for key in keys.split("|"):
+                node = node[int(key) if isinstance(node, list) else key.strip()]
+            found.append(node)
+        return np.mean(found)
+
+    if kind == "minutes":
+        return f"{runs[0]['seconds']['total'] / 60:.0f} minutes"
+    if kind == "number":
+        return f"{mean(argument):.3g}"
+    if kind == "share":
+        return percent(mean(argument))
+    if kind == "ratio":
+        over, under = argument.split(" / ")
+        found = mean(over) / mean(under)
+        return f"{found:.1f}" if found < 10 else f"{found:,.0f}"
+    rows = [accuracies(name, row.strip()) for row in argument.split("|")]
+    if kind == "accuracy":
+        return percent(rows[0].mean())
+    gain = rows[0] - rows[1]
+    points, words = interval(gain)
+    wins = f"{(gain > 0).sum()} of {len(gain)}"
+    return {"gain": f"{points} points", "interval": words, "wins": wins}[kind]
 
 
 def code(file, name):
@@ -226,7 +368,8 @@ def config(file):
 
 def block(kind, argument):
     if kind == "table":
-        return globals()[f"table_{argument}"]()
+        name, *arguments = argument.split()
+        return globals()[f"table_{name}"](*arguments)
     return {"code": code, "output": output, "config": config}[kind](*argument.split())
 
 

@@ -29,6 +29,7 @@ import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
@@ -70,6 +71,9 @@ RULES = {
     "alpha": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "labels": (lambda v: bool(re.fullmatch("all|[1-9][0-9]{1,8}", str(v))), "10 or more, or all"),
     "holdout": (lambda v: v >= 0, "0 or more"),
+    "validation": (lambda v: v >= 1, "1 or more"),
+    "seeds": (lambda v: 2 <= v <= 100, "from 2 to 100"),
+    "test_seeds": (lambda v: 2 <= v <= 100, "from 2 to 100"),
 }
 PLURALS = {"temperatures": "temperature", "alphas": "alpha"}
 
@@ -84,12 +88,14 @@ def parse(config_class, argv=None):
     comments = dict(re.findall(r"^ +(\w+): .*?  # (.*)$", source, re.MULTILINE))
     for field in dataclasses.fields(config_class):
         hint, default = hints[field.name], field.default
+        if type(None) in typing.get_args(hint):  # X | None
+            hint = typing.get_args(hint)[0]
         several = typing.get_origin(hint) is tuple
-        kind = (*typing.get_args(hint), hint)[0]
+        kind = typing.get_args(hint)[0] if several else hint
         how = {"type": kind, "metavar": kind.__name__.upper()}
         how |= {"nargs": "+"} if several else {}
         how = {"action": argparse.BooleanOptionalAction} if kind is bool else how
-        shown = " ".join(map(str, default)) if several else default
+        shown = " ".join(map(str, default)) if several and default else default
         note = "" if default is None or kind is bool else f" (default {shown})"
         how |= {"default": default, "help": comments.get(field.name, "") + note}
         parser.add_argument("--" + field.name.replace("_", "-"), **how)
@@ -142,7 +148,7 @@ def start(config):
     """Checks flags, claims the cores, loads the data and checks the output folder."""
     check_flags(config)
     use_all_cores()
-    data = load_data(config.dataset, config.data_dir, config.holdout, config.quick)
+    data = load_data(config.dataset, config.data_dir, getattr(config, "holdout", 0), config.quick)
     _claim(config.output_dir)
     print(f"Data: {data}", flush=True)
     return data
@@ -278,11 +284,15 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
         if name == "mnist":
             print(f"{hint}. Using embedded digits instead.", file=sys.stderr, flush=True)
         name, source, (train, test) = "digits", "embedded in scikit-learn", _embedded_digits()
-    require(holdout < len(train.label), f"--holdout {holdout}: more than the training images")
-    if holdout:
-        train, test = train.take(slice(-holdout)), train.take(slice(-holdout, None))
-    train = train.take(slice(2000)) if quick else train
-    return Data(name, source, train, test, "validation" if holdout else "test")
+    data = hold_out(Data(name, source, train, test, "test"), holdout)
+    return data._replace(train=data.train.take(slice(2000))) if quick else data
+
+
+def hold_out(data, count, flag="--holdout"):
+    """The data with its last `count` training images, unless 0, in place of the test images."""
+    require(count < len(data.train.label), f"{flag} {count}: more than the training images")
+    train, held_out = data.train.take(slice(-count)), data.train.take(slice(-count, None))
+    return data._replace(train=train, test=held_out, scored_on="validation") if count else data
 
 
 def _read_folder(folder):
@@ -416,6 +426,16 @@ def batches(split, batch_size, seed, epoch, **tables):
         yield shard(batch | {name: table[index] for name, table in tables.items()})
 
 
+def stacked_batches(splits, batch_size, seeds, epoch, **tables):
+    """`batches` of several splits side by side, each with its seed: arrays [splits, B, ...]."""
+    of_seeds = [
+        batches(split, batch_size, seed, epoch, **tables)
+        for split, seed in zip(splits, seeds, strict=True)
+    ]
+    for of_seed in zip(*of_seeds, strict=True):
+        yield jax.tree.map(lambda *arrays: jnp.stack(arrays), *of_seed)
+
+
 # %% Scoring
 
 
@@ -425,14 +445,20 @@ def _logits(model, image):
 
 
 def predict(model, split, batch_size=256):
-    """The logits of every image of a split in inference mode, [N, classes] float32."""
+    """The logits of every image of a split in inference mode, [N, classes] float32; of a stack of
+    models, with leading axes."""
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
     for i in range(0, total, batch_size):
         image = split.image[i : i + batch_size] / np.float32(255)
         # The last batch is filled up: another shape would be compiled anew.
         filled = np.pad(image, [(0, batch_size - len(image))] + [(0, 0)] * (image.ndim - 1))
         parts.append(forward(shard(filled)))
-    return np.concatenate(jax.device_get(parts))[:total]
+    return np.concatenate(jax.device_get(parts), axis=-2)[..., :total, :]
+
+
+def count_errors(model, split, batch_size=256):
+    """The number of errors on a split; of a stack of models, an array."""
+    return (predict(model, split, batch_size).argmax(-1) != split.label).sum(-1)
 
 
 def predict_by_index(model, split):
@@ -694,6 +720,74 @@ def rows(runs, logits, data):
     return found
 
 
+def stack_rows(names, seeds, students, phase, data):
+    """The rows of results.json for a stack of students [seeds, names]."""
+    errors, label = count_errors(students, data.test, 64), data.test.label
+    params = count_params(students) // errors.size
+    found = []
+    for j, name in enumerate(names):
+        for i, seed in enumerate(seeds):
+            row = {"name": name, "seed": seed, "params": params}
+            row |= {f"{data.scored_on}_accuracy": 1 - errors[i, j].item() / len(label)}
+            row |= {f"{data.scored_on}_errors": errors[i, j].item()}
+            found.append(row | {"seconds": phase.seconds / errors.size, "settings": phase.settings})
+    return found
+
+
+def paired(a, b):
+    """Of the differences a − b of paired numbers: mean, 95 % interval (Student's t) and wins."""
+    from scipy import stats
+
+    gain = np.asarray(a) - np.asarray(b)
+    half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
+    return gain.mean(), (gain.mean() - half, gain.mean() + half), int((gain > 0).sum())
+
+
+def compare(rows, name, other, data):
+    """In words: how much more accurate the rows of one name are than those of another, paired."""
+    accuracy = f"{data.scored_on}_accuracy"
+    a, b = ([row[accuracy] for row in rows if row["name"] == x] for x in (name, other))
+    gain, (low, high), wins = paired(a, b)
+    interval = f"({100 * low:+.2f} to {100 * high:+.2f})"
+    return f"{100 * gain:+.2f} points {interval}, {wins} of {len(a)} seeds"
+
+
+def draw_grids(grids, cells, data):
+    """Heat maps of grids {labels: {"errors" [seeds][cells], "last", "chosen"}}: mean accuracy, and
+    the hard and the soft loss apart in the last epoch. A frame marks what was chosen."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    temperatures, alphas = (sorted(set(x)) for x in zip(*cells, strict=True))
+    figure = Figure(figsize=(16, 4.2 * len(grids)), layout="constrained")
+    for row, (labels, grid) in zip(
+        figure.subplots(len(grids), 3, squeeze=False), grids.items(), strict=True
+    ):
+        accuracy = 100 - 100 * np.mean(grid["errors"], 0) / len(data.test.label)
+        panels = {f"{data.scored_on} accuracy, %": (accuracy, "{:.2f}", "viridis")}
+        for key in ("hard_loss", "soft_loss") if grid["last"] else ():
+            title = f"training {key.replace('_', ' ')}, last epoch"
+            panels[title] = (np.mean(grid["last"][0][key], 0), "{:.3f}", "magma_r")
+        for axes, (title, (values, form, colours)) in zip(row, panels.items(), strict=False):
+            table = np.full((len(alphas), len(temperatures)), np.nan)
+            for (t, a), value in zip(cells, values, strict=True):
+                table[alphas.index(a), temperatures.index(t)] = value
+            image = axes.imshow(table, cmap=colours, origin="lower", aspect="auto")
+            middle = (np.nanmin(table) + np.nanmax(table)) / 2
+            for (i, j), value in np.ndenumerate(table):
+                dark = (value < middle) == (colours == "viridis")
+                colour = "white" if dark else "black"
+                axes.text(j, i, form.format(value), ha="center", va="center", color=colour)
+            t, a = grid["chosen"]
+            at = temperatures.index(t) - 0.5, alphas.index(a) - 0.5
+            axes.add_patch(Rectangle(at, 1, 1, fill=False, edgecolor="red", linewidth=2.5))
+            axes.set(title=f"{labels} labels: {title}", xlabel="temperature T", ylabel="alpha")
+            axes.set(xticks=range(len(temperatures)), yticks=range(len(alphas)))
+            axes.set(xticklabels=temperatures, yticklabels=alphas)
+            figure.colorbar(image, ax=axes)
+    return figure
+
+
 def draw(rows, data, teacher_logits=None):
     """The figure of a run: curves, and with the teacher's logits on data.test its soft targets.
     Returns the figure and, for results.json, {"soft_targets": {index: logits}}."""
@@ -798,12 +892,15 @@ def summary(report, data, lines):
     """Prints the table of the models and the lines {what: found} below it."""
     banner("SUMMARY")
     print(f"{'':31}parameters  {data.scored_on} accuracy  errors")
-    for row in report["results"]:
-        accuracy = f"{100 * row[f'{data.scored_on}_accuracy']:.2f} %"
-        errors = row[f"{data.scored_on}_errors"]
-        width = len(f"  {data.scored_on} accuracy")
-        print(f"{row['name']:31}{row['params']:>10,}{accuracy:>{width}}{errors:>8,}")
-    costs = ", ".join(f"{row['name']} {row['seconds']:.0f} s" for row in report["results"])
+    costs = {}
+    for name in dict.fromkeys(row["name"] for row in report["results"]):
+        same = [row for row in report["results"] if row["name"] == name]  # of several seeds: a mean
+        accuracy = np.mean([row[f"{data.scored_on}_accuracy"] for row in same])
+        errors = np.mean([row[f"{data.scored_on}_errors"] for row in same])
+        width, found = len(f"  {data.scored_on} accuracy"), f"{100 * accuracy:.2f} %"
+        print(f"{name:31}{same[0]['params']:>10,}{found:>{width}}{errors:>8,.0f}")
+        costs[name] = sum(row["seconds"] for row in same)
+    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in costs.items())
     lines |= {"Time": f"{report['seconds']['total']:.0f} s", "Training, now or before": costs}
     lines["Data"] = data
     lines["Results and figure"] = report["config"]["output_dir"]

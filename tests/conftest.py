@@ -17,7 +17,9 @@ utils.use_all_cores()
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-SCRIPTS = sorted(p.name for p in EXAMPLES.rglob("*.py") if p.name != "utils.py")
+SCRIPTS = sorted(
+    p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.py") if p.name != "utils.py"
+)
 DATASET = "mnist" if os.environ.get("MNIST_DATA_DIR") else "digits"
 
 
@@ -28,6 +30,16 @@ def load(path, source=None, name=None):
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     exec(compile(source or path.read_text(), str(path), "exec"), module.__dict__)
     return module
+
+
+def exhibit(check, file, right, wrong):
+    """For the bug museum: `check(script, utils)` passes on a script, and fails when the bug `wrong`
+    stands in the place of `right`."""
+    source = (EXAMPLES / file).read_text()
+    assert source.count(right) == 1, "the line that the bug replaces is gone"
+    check(load(EXAMPLES / file, source, "museum_right"), utils)
+    with pytest.raises(AssertionError):
+        check(load(EXAMPLES / file, source.replace(right, wrong), "museum_wrong"), utils)
 
 
 @pytest.fixture(scope="session")

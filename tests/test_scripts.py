@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS
@@ -28,13 +29,14 @@ def run(folder, *command, env=None):
 def test_quick_run_copied_out(script, tmp_path):
     shutil.copy(EXAMPLES / script, tmp_path)
     shutil.copy(EXAMPLES / "utils.py", tmp_path)
-    done = run(tmp_path, script, "--quick", "--dataset", DATASET)
+    name = Path(script).name
+    done = run(tmp_path, name, "--quick", "--dataset", DATASET)
     assert done.returncode == 0, done.stderr
     assert "SUMMARY" in done.stdout
-    folder = tmp_path / "runs" / script.removesuffix(".py")
+    folder = tmp_path / "runs" / script.removesuffix(".py").replace("/", "_")
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((folder / "results.json").read_text())
-    assert report["script"] == script
+    assert report["script"] == name
     assert report["dataset"]["name"] == DATASET
     assert {"config", "versions", "device", "seconds", "results"} <= set(report)
     tests = 10_000 if DATASET == "mnist" else 500
@@ -42,8 +44,9 @@ def test_quick_run_copied_out(script, tmp_path):
     for row in report["results"]:
         assert row["test_errors"] == round((1 - row["test_accuracy"]) * tests)
         assert row["test_accuracy"] > 0.3, "it learned something"
-        assert row["params"] == {"teacher": 946_954}.get(row["name"], 56_810)
-        assert len(row["epoch_seconds"]) == len(row["history"]) > 0
+        if script < "16":  # the others have networks, ensembles and stacks of their own
+            assert row["params"] == {"teacher": 946_954}.get(row["name"], 56_810)
+            assert len(row["epoch_seconds"]) == len(row["history"]) > 0
     if script.startswith("15"):
         assert [row["name"] for row in report["results"]] == ["teacher", "distilled", "baseline"]
         assert report["results"][1]["cache_seconds"] > 0

@@ -313,9 +313,12 @@ def test_flags_of_several_values():
     @dataclasses.dataclass(frozen=True)
     class Config:
         alphas: tuple[float, ...] = (0, 0.5)  # weights of the labels
+        labels: tuple[str, ...] | None = None  # numbers of them
 
     assert utils.parse(Config, []).alphas == (0, 0.5)
     assert utils.parse(Config, ["--alphas", "1", "0.25"]).alphas == (1.0, 0.25)
+    assert utils.parse(Config, ["--labels", "10", "all"]).labels == ("10", "all")
+    assert utils.parse(Config, []).labels is None
     with pytest.raises(utils.UserError, match=r"--alphas 2\.0: must be from 0 to 1"):
         utils.check_flags(Config(alphas=(0.5, 2.0)))
     with pytest.raises(utils.UserError, match="--alphas: must not repeat"):

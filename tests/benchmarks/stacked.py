@@ -1,0 +1,122 @@
+"""Times many students in one program against as many single runs of script 15's student, in one
+process and in turns. Writes docs/results/stacked.json.
+
+    python tests/benchmarks/stacked.py    # about 10 minutes on 2 CPU cores
+
+The step alone on random images, for stacks of 1 to 64; and whole runs of 16 students on 1,000
+images, with all that belongs to a run: batches, checkpoints and, in the single runs, scoring.
+"""
+
+import datetime
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import utils  # noqa: E402
+from flax import nnx  # noqa: E402
+
+SEEDS, CELLS = list(range(4)), [(1.0, 0.1), (3.0, 0.5), (8.0, 0.1), (1.0, 1.0)]
+LABELS, ROUNDS = 1000, 9
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.parent.name + path.stem, path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def random_data(images):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (images, 28, 28, 1)).astype(np.uint8)
+    label = (np.arange(images) % 10).astype(np.int32)
+    split = utils.Split(image, label, np.arange(images, dtype=np.int32))
+    return utils.Data("random", "drawn", split, split, "test")
+
+
+def steps(kd, tuning, data):
+    """Median milliseconds a step of one student alone, and of stacks, a student; all in turns."""
+    recipe = kd.Recipe(0, 60, 128, 1e-3, "onecycle")
+    table = np.zeros((LABELS, 10), np.float32)
+    single = kd.StudentCNN(rngs=nnx.Rngs(0))
+    optimizer = kd.make_optimizer(single, recipe, LABELS)
+    utils.replicate((single, optimizer))
+    batch = next(utils.batches(data.train, 128, 0, 1, teacher_logits=table))
+    step = nnx.cached_partial(kd.train_student_step, single, None, optimizer)
+    todo = {"single": (1, lambda: step(batch, 3.0, 0.5))}
+    for seeds, cells in ((1, 1), (1, 4), (4, 4), (4, 8), (4, 16)):
+        stack = tuning.Students(list(range(seeds)), cells)
+        optimizer = tuning.make_optimizer(stack, recipe, LABELS)
+        utils.replicate((stack, optimizer))
+        splits = [data.train] * seeds
+        stacked = next(utils.stacked_batches(splits, 128, range(seeds), 1, teacher_logits=table))
+        how = stacked, np.full(cells, 3, np.float32), np.full(cells, 0.5, np.float32)
+        one = nnx.cached_partial(tuning.students_step, stack, optimizer)
+        todo[f"stack of {seeds * cells}"] = (seeds * cells, lambda one=one, how=how: one(*how))
+    times = {name: [] for name in todo}
+    for turn in range(ROUNDS + 2):
+        for name, (count, run) in todo.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn > 1:  # the first two compile
+                times[name].append(1e3 * (time.perf_counter() - begun) / count)
+    return {name: round(statistics.median(x), 2) for name, x in times.items()}
+
+
+def whole_runs(kd, tuning, data, folder):
+    """Seconds of 16 single runs, one after the other, and of one program with all 16."""
+    teacher = tuning.TeacherCNN(rngs=nnx.Rngs(0))
+    utils.replicate(teacher)
+    config = kd.Config()
+    recipe = kd.student_recipe(config, LABELS)
+    begun = time.perf_counter()
+    for seed in SEEDS:
+        for temperature, alpha in CELLS:
+            how = recipe._replace(seed=seed), folder, temperature, alpha
+            kd.train_student_with_distillation(teacher, data, data.train, *how)
+    single = time.perf_counter() - begun
+    config = tuning.Config(output_dir=folder)
+    begun = time.perf_counter()
+    tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
+    return {"single": round(single, 1), "stack": round(time.perf_counter() - begun, 1)}
+
+
+def main():
+    utils.use_huge_pages()
+    utils.use_all_cores()
+    kd = load(ROOT / "examples" / "15_knowledge_distillation.py")
+    tuning = load(ROOT / "examples" / "advanced" / "knowledge_distillation.py")
+    data = random_data(LABELS)
+    found = steps(kd, tuning, data)
+    print("milliseconds a step and student:", found, flush=True)
+    # Scored in the single runs ten times on 10,000 images, as MNIST's test set.
+    data = data._replace(test=random_data(10_000).test)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = whole_runs(kd, tuning, data, folder)
+    print("seconds of 16 students:", whole)
+    result = {
+        "command": "python tests/benchmarks/stacked.py",
+        "step_milliseconds_per_student": found,
+        "step_ratio_16": round(found["stack of 16"] / found["single"], 3),
+        "run_seconds_of_16": whole,
+        "run_ratio_16": round(whole["stack"] / whole["single"], 3),
+        "device": f"{os.cpu_count()} CPU cores",
+        "versions": utils.versions(),
+        "date": datetime.date.today().isoformat(),
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    utils.write_whole(ROOT / "docs" / "results" / "stacked.json", text.encode())
+
+
+if __name__ == "__main__":
+    main()
