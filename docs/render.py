@@ -33,6 +33,14 @@ EXPERIMENTS = {
 # The variants: what is compared with what, paired by the seed.
 VARIANTS = {
     "temperature": [],
+    "ensemble": [
+        ("ensemble, probabilities", "best of teacher"),
+        ("ensemble, logits", "ensemble, probabilities"),
+        ("student of one teacher", "baseline"),
+        ("student, mean probabilities", "student of one teacher"),
+        ("student, mean logits", "student, mean probabilities"),
+        ("student, random teacher", "student, mean probabilities"),
+    ],
 }
 
 
@@ -60,7 +68,8 @@ def interval(gain):
     """The mean of paired differences [seeds] and its 95 % interval, in points."""
     half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
     low, high = gain.mean() - half, gain.mean() + half
-    return f"{100 * gain.mean():+.2f}", f"{100 * low:+.2f} to {100 * high:+.2f}"
+    mean, low, high = (round(100 * x, 2) + 0.0 for x in (gain.mean(), low, high))  # no -0.00
+    return f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"
 
 
 def accuracies(name, row):
