@@ -32,6 +32,7 @@ EXPERIMENTS = {
 
 # The variants: what is compared with what, paired by the seed.
 VARIANTS = {
+    "grid": [],
     "temperature": [],
     "ensemble": [
         ("ensemble, probabilities", "best of teacher"),
@@ -73,9 +74,15 @@ def interval(gain):
 
 
 def accuracies(name, row):
-    """The test accuracy of a row in each run of a variant, [seeds]; of "best of teacher", that of
-    the best of the rows teacher 1, teacher 2, ..."""
+    """The test accuracy of a row in each run of a variant, [seeds]. "best of teacher" stands for
+    the best of the rows teacher 1, teacher 2, ...; of a group's row, "members of" for the mean of
+    its members and "all of" for their ensemble."""
     runs = read(name)["runs"]
+    for prefix, key in (("members of ", "members"), ("all of ", "ensemble")):
+        if row.startswith(prefix):
+            group = row.removeprefix(prefix)
+            found = [[r[key] for r in run["rows"] if r["name"] == group] for run in runs]
+            return np.array([np.mean(x) for x in found])
     if row.startswith("best of "):
         rows = [r["name"] for r in runs[0]["rows"]]
         numbered = re.compile(row.removeprefix("best of ") + r" \d+")
@@ -201,6 +208,10 @@ def table_variant(name):
         found = accuracies(name, row["name"])
         spread = f"{percent(found.min())} to {percent(found.max())}"
         rows.append([row["name"], f"{row['params']:,}", percent(found.mean()), spread])
+        for prefix in ("members of ", "all of ") if "members" in row else ():
+            found = accuracies(name, prefix + row["name"])
+            spread = f"{percent(found.min())} to {percent(found.max())}"
+            rows.append([prefix + row["name"], "", percent(found.mean()), spread])
     text = markdown(["network", "parameters", "test accuracy, mean", "lowest to highest"], rows)
     rows = []
     for a, b in VARIANTS[name]:
@@ -310,9 +321,9 @@ def value(key):
 
 def value_of_variant(name, what):
     """`accuracy(row)`, `gain(row | other)`, `interval(row | other)`, `wins(row | other)`, `minutes`
-    (of the first run), and means over the runs of what else they report, by the names of its keys:
-    `number(key | key)`, `share(key | key)` and, divided, `ratio(key | key / key | key)`. A row's
-    name is a key, too."""
+    (of the first run), and means over the runs of what else they report, by the names of its keys,
+    a row's name among them: `number(key | key)`, `seconds(...)`, `share(...)` and, divided,
+    `ratio(key | key / key | key)`."""
     runs = read(name)["runs"]
     kind, argument = re.fullmatch(r"(\w+)(?:\((.*)\))?", what).groups()
 
@@ -329,6 +340,8 @@ def value_of_variant(name, what):
         return f"{runs[0]['seconds']['total'] / 60:.0f} minutes"
     if kind == "number":
         return f"{mean(argument):.3g}"
+    if kind == "seconds":
+        return f"{mean(argument):.0f} seconds"
     if kind == "share":
         return percent(mean(argument))
     if kind == "ratio":
