@@ -32,14 +32,19 @@ def load(path, source=None, name=None):
     return module
 
 
-def exhibit(check, file, right, wrong):
+def exhibit(check, file, right, wrong, tmp_path=None):
     """For the bug museum: `check(script, utils)` passes on a script, and fails when the bug `wrong`
-    stands in the place of `right`."""
+    stands in the place of `right`. The script has a `tmp_path` of its own."""
     source = (EXAMPLES / file).read_text()
     assert source.count(right) == 1, "the line that the bug replaces is gone"
-    check(load(EXAMPLES / file, source, "museum_right"), utils)
-    with pytest.raises(AssertionError):
-        check(load(EXAMPLES / file, source.replace(right, wrong), "museum_wrong"), utils)
+    for kind, text in (("right", source), ("wrong", source.replace(right, wrong))):
+        script = load(EXAMPLES / file, text, f"museum_{kind}")
+        script.tmp_path = tmp_path and tmp_path / kind
+        if kind == "right":
+            check(script, utils)
+        else:
+            with pytest.raises(AssertionError):
+                check(script, utils)
 
 
 @pytest.fixture(scope="session")

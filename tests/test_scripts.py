@@ -43,7 +43,10 @@ def test_quick_run_copied_out(script, tmp_path):
     assert report["dataset"]["test"] == tests
     for row in report["results"]:
         assert row["test_errors"] == round((1 - row["test_accuracy"]) * tests)
-        assert row["test_accuracy"] > 0.3, "it learned something"
+        if "shuffled" in row["name"]:
+            assert row["test_accuracy"] < 0.3, "there is nothing to learn"
+        elif "noise" not in row["name"]:
+            assert row["test_accuracy"] > 0.3, "it learned something"
         if script < "16":  # the others have networks, ensembles and stacks of their own
             assert row["params"] == {"teacher": 946_954}.get(row["name"], 56_810)
             assert len(row["epoch_seconds"]) == len(row["history"]) > 0
