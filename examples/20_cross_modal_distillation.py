@@ -244,7 +244,7 @@ def draw(data, texts, flaws, cosines, noise, rows):
             ax.set(title=f"{texts[i]}\n{flaw}", xticks=[], yticks=[])
     heat, curve = lower.subplots(1, 2)
     cosines = [cosines[data.test.label == digit].mean(0) for digit in range(10)]
-    figure.colorbar(heat.imshow(cosines), label="mean cosine of the aligned encoders")
+    lower.colorbar(heat.imshow(cosines), ax=heat, label="mean cosine of the aligned encoders")
     heat.set(xlabel="captions of a", ylabel="images of a", xticks=range(10), yticks=range(10))
     for name in ("image student", "text student"):
         found = [row for row in rows if row["name"].split(", noise")[0] == name]
