@@ -68,50 +68,60 @@ def write(name, content):
     utils.write_whole(RESULTS / f"{name}.json", text.encode())
 
 
+def run(name, script, flags, seed):
+    """Runs a script with a seed, in a process of its own; the report that it left. A seed's folder
+    lies beside those of the others."""
+    folder = f"runs/measure/{name}/{seed}"
+    command = [sys.executable, script, *flags, "--seed", str(seed), "--output-dir", folder]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return json.loads((ROOT / folder / "results.json").read_text())
+
+
+def about(name, script, arguments, seeds, first):
+    """What is said of all runs alike, from the first one's report; keeps its figure, too."""
+    figure = RESULTS / f"{name}.png"
+    shutil.copy(ROOT / first["config"]["output_dir"] / "figure.png", figure)
+    own = ("data_dir", "output_dir")
+    return {
+        "each": " ".join(["python", script, *arguments, "--seed", "N"]),
+        "seeds": list(seeds),
+        "config": {k: v for k, v in first["config"].items() if k not in own},
+        **{k: first[k] for k in ("dataset", "versions", "device")},
+        "figure_sha256": hashlib.sha256(figure.read_bytes()).hexdigest(),
+    }
+
+
 def experiment(name):
-    """One script over several seeds, each in a process of its own."""
+    """The main job over several seeds."""
     arguments, seeds = EXPERIMENTS[name]
-    runs, first = [], None
+    teacher = "digits" if name == "digits" else "default"
+    first_seed = EXPERIMENTS[teacher][1][0]
+    reports, runs = [], []
     for seed in seeds:
-        folder = f"runs/measure/{name}/{seed}"
-        command = [sys.executable, SCRIPT, *arguments, "--seed", str(seed), "--output-dir", folder]
-        teacher = "digits" if name == "digits" else "default"
-        teacher = f"runs/measure/{teacher}/{EXPERIMENTS[teacher][1][0]}"
-        if teacher != folder:
-            command += ["--teacher", teacher]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        report = json.loads((ROOT / folder / "results.json").read_text())
-        if first is None:
-            first = report
-            shutil.copy(ROOT / folder / "figure.png", RESULTS / f"{name}.png")
+        taken = ["--teacher", f"runs/measure/{teacher}/{first_seed}"]
+        flags = [] if (teacher, first_seed) == (name, seed) else taken
+        reports.append(run(name, SCRIPT, [*arguments, *flags], seed))
         rows = {
             row["name"]: {k: v for k, v in row.items() if k not in ("name", "settings", "history")}
-            for row in report["results"]
+            for row in reports[-1]["results"]
         }
-        run = {"seed": seed, "distilled": rows["distilled"], "baseline": rows["baseline"]}
-        runs.append(run | {"mcnemar_p": report["mcnemar_p"], "seconds": report["seconds"]})
+        runs.append({"seed": seed, "distilled": rows["distilled"], "baseline": rows["baseline"]})
+        runs[-1] |= {key: reports[-1][key] for key in ("mcnemar_p", "seconds")}
         gain = rows["distilled"]["test_accuracy"] - rows["baseline"]["test_accuracy"]
         print(f"{name}, seed {seed}: {100 * gain:+.2f} points", flush=True)
-    config = {k: v for k, v in first["config"].items() if k not in ("data_dir", "output_dir")}
-    rows = {row["name"]: row for row in first["results"]}
+    rows = {row["name"]: row for row in reports[0]["results"]}
     content = {
-        "each": " ".join(["python", SCRIPT, *arguments, "--seed", "N"]),
-        "seeds": list(seeds),
-        "config": config,
+        **about(name, SCRIPT, arguments, seeds, reports[0]),
         "recipes": {k: v["settings"] for k, v in rows.items()},
-        "dataset": first["dataset"],
-        "versions": first["versions"],
-        "device": first["device"],
         "cost_seconds": round(
             runs[0]["seconds"]["teacher"]
             + sum(r["seconds"]["distilled"] + r["seconds"]["baseline"] for r in runs)
         ),
         "teacher": {k: v for k, v in rows["teacher"].items() if k not in ("settings", "name")},
         "runs": runs,
-        "soft_targets": first["soft_targets"],
-        "figure_sha256": hashlib.sha256((RESULTS / f"{name}.png").read_bytes()).hexdigest(),
+        "soft_targets": reports[0]["soft_targets"],
     }
     write(name, content)
 
@@ -119,34 +129,18 @@ def experiment(name):
 def variant(name):
     """One script over several seeds: of each row what a reader may ask for, and all else found."""
     script, arguments, seeds = VARIANTS[name]
-    runs, first = [], None
+    reports, runs = [], []
     for seed in seeds:
-        folder = f"runs/measure/{name}/{seed}"  # side by side, so that a teacher is shared
         flags = [str(4 * seed) if flag == "4N" else flag for flag in arguments]
-        command = [sys.executable, script, *flags, "--seed", str(seed), "--output-dir", folder]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        report = json.loads((ROOT / folder / "results.json").read_text())
-        if first is None:
-            first = report
-            shutil.copy(ROOT / folder / "figure.png", RESULTS / f"{name}.png")
+        reports.append(run(name, script, flags, seed))
         left_out = ("settings", "history", "epoch_seconds")
-        rows = [{k: v for k, v in row.items() if k not in left_out} for row in report["results"]]
+        rows = reports[-1]["results"]
+        rows = [{k: v for k, v in row.items() if k not in left_out} for row in rows]
         known = ("script", "config", "dataset", "versions", "device", "results")
-        more = {k: v for k, v in report.items() if k not in known}
+        more = {k: v for k, v in reports[-1].items() if k not in known}
         runs.append({"seed": seed, "rows": rows, **more})
         print(f"{name}, seed {seed}", flush=True)
-    config = {k: v for k, v in first["config"].items() if k not in ("data_dir", "output_dir")}
-    content = {
-        "each": " ".join(["python", script, *arguments, "--seed", "N"]),
-        "seeds": list(seeds),
-        "config": config,
-        **{k: first[k] for k in ("dataset", "versions", "device")},
-        "runs": runs,
-        "figure_sha256": hashlib.sha256((RESULTS / f"{name}.png").read_bytes()).hexdigest(),
-    }
-    write(name, content)
+    write(name, about(name, script, arguments, seeds, reports[0]) | {"runs": runs})
 
 
 def tuning():

@@ -19,9 +19,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from scipy import special, stats
+from scipy import special
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+
+import utils  # noqa: E402
+
 RESULTS = ROOT / "docs" / "results"
 EXPERIMENTS = {
     "default": "MNIST, 1,000 labels (default settings)",
@@ -59,30 +63,21 @@ def paired(experiment):
     distilled, baseline = (
         np.array([run[kind]["test_accuracy"] for run in runs]) for kind in ("distilled", "baseline")
     )
-    gain = distilled - baseline
-    half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
-    wins = [run["distilled"]["test_errors"] < run["baseline"]["test_errors"] for run in runs]
-    return baseline, distilled, gain.mean(), (gain.mean() - half, gain.mean() + half), sum(wins)
+    return baseline, distilled, *utils.paired(distilled, baseline)
 
 
-def interval(gain):
-    """The mean of paired differences [seeds] and its 95 % interval, in points."""
-    half = stats.t.ppf(0.975, len(gain) - 1) * stats.sem(gain)
-    low, high = gain.mean() - half, gain.mean() + half
-    mean, low, high = (round(100 * x, 2) + 0.0 for x in (gain.mean(), low, high))  # no -0.00
-    return f"{mean:+.2f}", f"{low:+.2f} to {high:+.2f}"
+def in_words(a, b):
+    """Of paired accuracies [seeds]: the mean difference a − b and its 95 % interval, in points,
+    and the wins."""
+    gain, (low, high), wins = utils.paired(a, b)
+    gain, low, high = (round(100 * x, 2) + 0.0 for x in (gain, low, high))  # no -0.00
+    return f"{gain:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{wins} of {len(a)}"
 
 
 def accuracies(name, row):
     """The test accuracy of a row in each run of a variant, [seeds]. "best of teacher" stands for
-    the best of the rows teacher 1, teacher 2, ...; of a group's row, "members of" for the mean of
-    its members and "all of" for their ensemble."""
+    the best of the rows teacher 1, teacher 2, ..."""
     runs = read(name)["runs"]
-    for prefix, key in (("members of ", "members"), ("all of ", "ensemble")):
-        if row.startswith(prefix):
-            group = row.removeprefix(prefix)
-            found = [[r[key] for r in run["rows"] if r["name"] == group] for run in runs]
-            return np.array([np.mean(x) for x in found])
     if row.startswith("best of "):
         rows = [r["name"] for r in runs[0]["rows"]]
         numbered = re.compile(row.removeprefix("best of ") + r" \d+")
@@ -208,15 +203,10 @@ def table_variant(name):
         found = accuracies(name, row["name"])
         spread = f"{percent(found.min())} to {percent(found.max())}"
         rows.append([row["name"], f"{row['params']:,}", percent(found.mean()), spread])
-        for prefix in ("members of ", "all of ") if "members" in row else ():
-            found = accuracies(name, prefix + row["name"])
-            spread = f"{percent(found.min())} to {percent(found.max())}"
-            rows.append([prefix + row["name"], "", percent(found.mean()), spread])
     text = markdown(["network", "parameters", "test accuracy, mean", "lowest to highest"], rows)
     rows = []
     for a, b in VARIANTS[name]:
-        gain = accuracies(name, a) - accuracies(name, b)
-        rows.append([f"{a} − {b}", *interval(gain), f"{(gain > 0).sum()} of {len(gain)}"])
+        rows.append([f"{a} − {b}", *in_words(accuracies(name, a), accuracies(name, b))])
     header = ["difference", "points", "95 % interval", "seeds won"]
     return f"{text}\n\n{markdown(header, rows)}\n\n{measured(name)}"
 
@@ -249,9 +239,8 @@ def table_chosen():
         chosen, default, baseline = (accuracies("grid", name) for name in names)
         row = [f"{int(labels):,}", f"T = {grid['chosen'][0]:g}, alpha = {grid['chosen'][1]:g}"]
         row += [percent(x.mean()) for x in (chosen, default, baseline)]
-        gain = chosen - default
-        points, words = interval(gain)
-        rows.append([*row, f"{points} ({words})", f"{(gain > 0).sum()} of {len(gain)}"])
+        points, interval, wins = in_words(chosen, default)
+        rows.append([*row, f"{points} ({interval})", wins])
     header = ["labels", "chosen on validation images", "chosen", "default (T = 3, alpha = 0.5)"]
     header += ["baseline", "chosen − default, points (95 % interval)", "seeds won"]
     return markdown(header, rows) + "\n\n" + measured("grid")
@@ -351,10 +340,8 @@ def value_of_variant(name, what):
     rows = [accuracies(name, row.strip()) for row in argument.split("|")]
     if kind == "accuracy":
         return percent(rows[0].mean())
-    gain = rows[0] - rows[1]
-    points, words = interval(gain)
-    wins = f"{(gain > 0).sum()} of {len(gain)}"
-    return {"gain": f"{points} points", "interval": words, "wins": wins}[kind]
+    points, interval, wins = in_words(*rows)
+    return {"gain": f"{points} points", "interval": interval, "wins": wins}[kind]
 
 
 def code(file, name):

@@ -701,17 +701,23 @@ def banner(text):
     print(f"\n{f' {text} ':=^80}", flush=True)
 
 
+def _score(errors, data):
+    """What a row says of a number of errors on data.test."""
+    accuracy = 1 - errors / len(data.test.label)
+    return {f"{data.scored_on}_accuracy": accuracy, f"{data.scored_on}_errors": errors}
+
+
 def rows(runs, logits, data):
     """The rows of results.json, from {name: (model, Phase)} and {name: logits [N, C]} on data.test.
 
     Where one is called teacher, `agreement` is the share of images on which a model answers as it.
     """
     answers, found = {name: x.argmax(-1) for name, x in logits.items()}, []
-    label, scored_on = data.test.label, data.scored_on
+    label = data.test.label
     for name, (model, phase) in runs.items():
         errors = int((answers[name] != label).sum())
         row = {"name": name, "seed": phase.settings["seed"], "params": count_params(model)}
-        row |= {f"{scored_on}_accuracy": 1 - errors / len(label), f"{scored_on}_errors": errors}
+        row |= _score(errors, data)
         if "teacher" in answers:
             row["agreement"] = float((answers[name] == answers["teacher"]).mean())
         row |= {"seconds": phase.seconds, **phase.notes}
@@ -722,14 +728,17 @@ def rows(runs, logits, data):
 
 def stack_rows(names, seeds, students, phase, data):
     """The rows of results.json for a stack of students [seeds, names]."""
-    errors, label = count_errors(students, data.test, 64), data.test.label
+    errors = count_errors(students, data.test, 64)
     params = count_params(students) // errors.size
     found = []
     for j, name in enumerate(names):
         for i, seed in enumerate(seeds):
-            row = {"name": name, "seed": seed, "params": params}
-            row |= {f"{data.scored_on}_accuracy": 1 - errors[i, j].item() / len(label)}
-            row |= {f"{data.scored_on}_errors": errors[i, j].item()}
+            row = {
+                "name": name,
+                "seed": seed,
+                "params": params,
+                **_score(errors[i, j].item(), data),
+            }
             found.append(row | {"seconds": phase.seconds / errors.size, "settings": phase.settings})
     return found
 

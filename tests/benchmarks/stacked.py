@@ -8,7 +8,6 @@ images, with all that belongs to a run: batches, checkpoints and, in the single 
 """
 
 import datetime
-import importlib.util
 import json
 import os
 import statistics
@@ -18,22 +17,16 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import utils  # noqa: E402
 from flax import nnx  # noqa: E402
+from measure import load  # noqa: E402
 
 SEEDS, CELLS = list(range(4)), [(1.0, 0.1), (3.0, 0.5), (8.0, 0.1), (1.0, 1.0)]
 LABELS, ROUNDS = 1000, 9
-
-
-def load(path):
-    spec = importlib.util.spec_from_file_location(path.parent.name + path.stem, path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def random_data(images):
@@ -94,8 +87,8 @@ def whole_runs(kd, tuning, data, folder):
 def main():
     utils.use_huge_pages()
     utils.use_all_cores()
-    kd = load(ROOT / "examples" / "15_knowledge_distillation.py")
-    tuning = load(ROOT / "examples" / "advanced" / "knowledge_distillation.py")
+    kd = load("examples/15_knowledge_distillation.py")
+    tuning = load("examples/advanced/knowledge_distillation.py")
     data = random_data(LABELS)
     found = steps(kd, tuning, data)
     print("milliseconds a step and student:", found, flush=True)
