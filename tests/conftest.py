@@ -32,19 +32,36 @@ def load(path, source=None, name=None):
     return module
 
 
-def exhibit(check, file, right, wrong, tmp_path=None):
-    """For the bug museum: `check(script, utils)` passes on a script, and fails when the bug `wrong`
-    stands in the place of `right`. The script has a `tmp_path` of its own."""
+def refuse(module, arguments, monkeypatch, capsys):
+    """Runs a script as from the command line, in this process: it ends with status 2 and one line
+    on stderr. Returns what it printed."""
+    monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(module.main, module.Config)
+    assert stopped.value.code == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1, output.err
+    return output
+
+
+def exhibit(check, script, file, right, wrong, tmp_path=None):
+    """For the bug museum: `check(script, utils)` passes, and fails when in `file`, which is one of
+    the two, the bug `wrong` stands in the place of `right`. A script gets its own `tmp_path`."""
     source = (EXAMPLES / file).read_text()
     assert source.count(right) == 1, "the line that the bug replaces is gone"
     for kind, text in (("right", source), ("wrong", source.replace(right, wrong))):
-        script = load(EXAMPLES / file, text, f"museum_{kind}")
-        script.tmp_path = tmp_path and tmp_path / kind
+        # For bugs that need it.
+        text = text.replace("import jax\n", "import jax\nimport jax.numpy as jnp\n", 1)
+        pair = [
+            load(EXAMPLES / name, text if name == file else None, f"museum_{kind}_{name[:5]}")
+            for name in (script, "utils.py")
+        ]
+        pair[0].tmp_path = tmp_path and tmp_path / kind
         if kind == "right":
-            check(script, utils)
+            check(*pair)
         else:
             with pytest.raises(AssertionError):
-                check(script, utils)
+                check(*pair)
 
 
 @pytest.fixture(scope="session")

@@ -83,6 +83,7 @@ def contrastive_loss_in_one_direction(cm, u):
 
 
 MUSEUM = {
+    pairs_shuffled: ("utils.py", "table[index]", "table[:batch_size]"),
     labels_leak_into_the_student: (
         SCRIPT_20,
         "step({key: batch[key] for key in sees})",
@@ -103,17 +104,7 @@ MUSEUM = {
 
 @pytest.mark.parametrize("check", MUSEUM, ids=lambda check: check.__name__)
 def test_bug(check, tmp_path):
-    exhibit(check, *MUSEUM[check], tmp_path)
-
-
-def test_pairs_shuffled(cm):
-    """The bug is put into `utils.batches`: rows by their place in the batch."""
-    pairs_shuffled(cm, utils)
-    source = (EXAMPLES / "utils.py").read_text()
-    wrong = source.replace("table[index]", "table[:batch_size]")
-    assert wrong != source
-    with pytest.raises(AssertionError):
-        pairs_shuffled(cm, load(EXAMPLES / "utils.py", wrong, "museum_utils"))
+    exhibit(check, SCRIPT_20, *MUSEUM[check], tmp_path)
 
 
 # %% Unit tests

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import utils
-from conftest import EXAMPLES, load
+from conftest import EXAMPLES, load, refuse
 from test_utils import write_idx
 
 SCRIPT = EXAMPLES / "15_knowledge_distillation.py"
@@ -21,20 +21,8 @@ def call(monkeypatch, capsys, tmp_path):
     kd = load(SCRIPT)
 
     def run(*arguments):
-        base = [
-            str(SCRIPT),
-            "--dataset",
-            "digits",
-            "--quick",
-            "--output-dir",
-            str(tmp_path / "out"),
-        ]
-        monkeypatch.setattr(sys, "argv", base + list(map(str, arguments)))
-        with pytest.raises(SystemExit) as stopped:
-            utils.run(kd.main, kd.Config)
-        assert stopped.value.code == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1, error
+        base = [SCRIPT, "--dataset", "digits", "--quick", "--output-dir", tmp_path / "out"]
+        error = refuse(kd, [*base, *arguments], monkeypatch, capsys).err
         assert error.startswith("15_knowledge_distillation.py: error: ")
         assert not (tmp_path / "out" / "results.json").exists()
         return error

@@ -83,7 +83,7 @@ MUSEUM = {
 
 @pytest.mark.parametrize("check", MUSEUM, ids=lambda check: check.__name__)
 def test_bug(check):
-    exhibit(check, *MUSEUM[check])
+    exhibit(check, SCRIPT, *MUSEUM[check])
 
 
 # %% Unit tests

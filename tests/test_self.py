@@ -81,7 +81,7 @@ MUSEUM = {
 
 @pytest.mark.parametrize("check", MUSEUM, ids=lambda check: check.__name__)
 def test_bug(check, tmp_path):
-    exhibit(check, *MUSEUM[check], tmp_path)
+    exhibit(check, SELF, *MUSEUM[check], tmp_path)
 
 
 # %% Unit tests

@@ -6,8 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import utils
-from conftest import EXAMPLES, load
+from conftest import EXAMPLES, load, refuse
 from test_resume import weights
 
 COMMON = [
@@ -62,13 +61,8 @@ REFUSED = [(script, flags) for script, (own, _) in OWN.items() for flags in [*CO
 def test_flag(script, flags, monkeypatch, capsys, tmp_path):
     """One line that names the flag, status 2, and nothing trained before."""
     module = load(EXAMPLES / script, name="refusing")
-    base = [script, "--dataset", "digits", "--quick", "--output-dir", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", base + flags)
-    with pytest.raises(SystemExit) as stopped:
-        utils.run(module.main, module.Config)
-    assert stopped.value.code == 2
-    output = capsys.readouterr()
-    assert output.err.count("\n") == 1, output.err
+    base = [script, "--dataset", "digits", "--quick", "--output-dir", tmp_path / "out"]
+    output = refuse(module, base + flags, monkeypatch, capsys)
     assert flags[0] in output.err
     assert "Epoch" not in output.out
 
