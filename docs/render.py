@@ -46,6 +46,21 @@ VARIANTS = {
         ("student, mean logits", "student, mean probabilities"),
         ("student, random teacher", "student, mean probabilities"),
     ],
+    "self": [
+        ("self-distilled", "twin 1"),
+        ("generation 1", "twin 1"),
+        ("generation 2", "twin 2"),
+        ("generation 3", "twin 3"),
+        ("confidence-weighted", "twin 1"),
+        ("permuted", "twin 1"),
+        ("permuted", "generation 1"),
+        ("ensemble of generations", "best of generation"),
+        ("ensemble of generations", "ensemble of twins"),
+        ("exits self-taught: exit 1", "exits on labels: exit 1"),
+        ("exits self-taught: exit 2", "exits on labels: exit 2"),
+        ("exits self-taught: exit 3", "exits on labels: exit 3"),
+        ("exits self-taught: exit 3", "last exit only: exit 3"),
+    ],
 }
 
 
@@ -76,13 +91,19 @@ def in_words(a, b):
 
 def accuracies(name, row):
     """The test accuracy of a row in each run of a variant, [seeds]. "best of teacher" stands for
-    the best of the rows teacher 1, teacher 2, ..."""
+    the best of the rows teacher 1, teacher 2, ...; of a group's row, "members of" stands for the
+    mean of its networks, "all of" for the ensemble of them."""
     runs = read(name)["runs"]
     if row.startswith("best of "):
         rows = [r["name"] for r in runs[0]["rows"]]
         numbered = re.compile(row.removeprefix("best of ") + r" \d+")
         return np.max([accuracies(name, x) for x in rows if numbered.fullmatch(x)], axis=0)
-    found = [[r["test_accuracy"] for r in run["rows"] if r["name"] == row] for run in runs]
+    key, group = "test_accuracy", row
+    if row.startswith("members of "):
+        key, group = "members", row.removeprefix("members of ")
+    elif row.startswith("all of "):
+        key, group = "ensemble", row.removeprefix("all of ")
+    found = [[np.mean(r[key]) for r in run["rows"] if r["name"] == group] for run in runs]
     if not all(found):
         raise SystemExit(f"{name}: there is no row {row!r}")
     return np.array(found)[:, 0] if len(runs) > 1 else np.array(found)[0]
