@@ -46,6 +46,7 @@ VARIANTS = {
     "ensemble": ("examples/17_ensemble_distillation.py", ["--teacher-seed", "4N"], range(70, 75)),
     # Seed 70 had been run during the development of these.
     "self": ("examples/18_self_distillation.py", [], range(71, 76)),
+    "online": ("examples/19_online_distillation.py", [], range(71, 76)),
 }
 GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),

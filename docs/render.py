@@ -61,6 +61,18 @@ VARIANTS = {
         ("exits self-taught: exit 3", "exits on labels: exit 3"),
         ("exits self-taught: exit 3", "last exit only: exit 3"),
     ],
+    "online": [
+        ("longer baseline", "baseline"),
+        ("offline student", "baseline"),
+        ("online student", "baseline"),
+        ("online student", "offline student"),
+        ("members of 2 mutual peers", "members of 2 baselines apart"),
+        ("members of 4 mutual peers", "members of 4 baselines apart"),
+        ("members of 4 mutual peers", "members of 2 mutual peers"),
+        ("members of 4 mutual peers", "offline student"),
+        ("all of 4 mutual peers", "all of 4 baselines apart"),
+        ("all of 4 baselines apart", "members of 4 mutual peers"),
+    ],
 }
 
 
