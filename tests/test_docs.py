@@ -42,13 +42,23 @@ def test_figures_are_those_of_the_results():
         assert render.hashlib.sha256(png).hexdigest() == render.read(name)["figure_sha256"]
 
 
+def anchors(page):
+    """The names that a link to a place in a page may have: those of headings, and its own."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    names = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return names | set(re.findall(r'<a id="([^"]+)">', text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not target.startswith(("http", "#")):
-            path = urllib.parse.unquote(target.split("#")[0])
-            assert (page.parent / path).exists(), f"{page.name} links to {target}"
+        path, _, anchor = urllib.parse.unquote(target).partition("#")
+        if not path.startswith("http"):
+            path = page.parent / path if path else page
+            assert path.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(path), f"{page.name} links to {target}"
 
 
 def readme_commands():

@@ -206,7 +206,7 @@ def tiny(ens, digits, folder, epochs, name="student, random teacher"):
     table = np.random.default_rng(1).normal(0, 3, (1297, 3, 10)).astype(np.float32)
     recipe = ens.Recipe(3, epochs, 20, 1e-3, "constant")
     config = ens.Config(output_dir=str(folder / "out"))
-    how = {"table": table, "temperature": 3.0, "alpha": 0.5}
+    how = {"table": table, "temperature": 3.0, "alpha": 0.5, "random": "random" in name}
     return ens.train_network(name, ens.StudentCNN, recipe, data, config, **how)
 
 

@@ -26,11 +26,11 @@ def same(a, b):
 
 
 def untrained(script, folder, count=1):
-    """What `train_generations` gives after no epoch at all: the starts."""
+    """What `train_all` gives after no epoch at all: the starts."""
     data = utils.load_data("digits")
     data = data._replace(train=utils.take_labels(data.train, 20, 0))
     config = script.Config(output_dir=str(folder), dataset="digits")
-    return script.train_generations(config, count, script.Recipe(3, 0, 10, 1e-3, "constant"), data)
+    return script.train_all(config, count, script.Recipe(3, 0, 10, 1e-3, "constant"), data)
 
 
 # %% Museum
@@ -135,7 +135,7 @@ def test_exits_and_what_each_of_them_costs(script):
 
 
 def test_starts_and_who_shares_them(script, tmp_path):
-    runs, said = untrained(script, tmp_path, count=2)
+    runs, logits = untrained(script, tmp_path, count=2)
     start = {name: everything(model) for name, (model, _) in runs.items()}
     for name in ("self-distilled", "confidence-weighted", "permuted", "generation 1"):
         assert same(start[name], start["twin 1"]), name
@@ -144,7 +144,7 @@ def test_starts_and_who_shares_them(script, tmp_path):
     assert not same(start["twin 1"], start["twin 2"])
     assert same(start["last exit only"], start["exits self-taught"])
     assert same(start["baseline"], everything(script.StudentCNN(rngs=nnx.Rngs(3))))
-    assert [*said] == ["baseline", "generation 1", "generation 2", "permuted"]
+    assert [*logits] == ["baseline", "generation 1", "generation 2", "permuted"]
 
 
 def test_settings_name_the_teacher(script, tmp_path):
