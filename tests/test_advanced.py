@@ -129,7 +129,7 @@ def test_gradient_norm_is_that_of_the_soft_loss(heat, kd):
     teacher_logits = rng.normal(0, 3, (6, 10)).astype(np.float32)
 
     def soft_loss(student):
-        return kd.distillation_loss(student(image), teacher_logits, label, 4.0, 0.0)[0]
+        return kd.distillation_loss(student(image, train=True), teacher_logits, label, 4.0, 0.0)[0]
 
     squares = [jnp.square(x).sum() for x in jax.tree.leaves(nnx.grad(soft_loss)(student))]
     batch = {"image": image, "label": label}

@@ -204,7 +204,7 @@ def gradient_norm(student, teacher_logits, batch, temperature):
     """The norm, over all weights, of the gradient of the soft loss with its factor T²."""
 
     def soft_loss(student):
-        logits = student(batch["image"], train=False)
+        logits = student(batch["image"], train=True)  # as in a training step
         return distillation_loss(logits, teacher_logits, batch["label"], temperature)[2]
 
     return optax.tree.norm(nnx.grad(soft_loss)(student))
