@@ -56,6 +56,7 @@ VARIANTS = {
         ("permuted", "generation 1"),
         ("ensemble of generations", "best of generation"),
         ("ensemble of generations", "ensemble of twins"),
+        ("exits on labels: exit 2", "exits on labels: exit 3"),
         ("exits self-taught: exit 1", "exits on labels: exit 1"),
         ("exits self-taught: exit 2", "exits on labels: exit 2"),
         ("exits self-taught: exit 3", "exits on labels: exit 3"),
@@ -230,12 +231,15 @@ def table_speed():
 
 def table_variant(name):
     """Mean accuracy of each network, and the paired differences."""
-    runs = read(name)["runs"]
     rows = []
-    for row in runs[0]["rows"]:
-        found = accuracies(name, row["name"])
-        spread = f"{percent(found.min())} to {percent(found.max())}"
-        rows.append([row["name"], f"{row['params']:,}", percent(found.mean()), spread])
+    for row in read(name)["runs"][0]["rows"]:
+        shown = {row["name"]: 1}
+        if members := row.get("members"):
+            shown = {f"members of {row['name']}": 1, f"all of {row['name']}": len(members)}
+        for title, count in shown.items():
+            found = accuracies(name, title)
+            spread = f"{percent(found.min())} to {percent(found.max())}"
+            rows.append([title, f"{count * row['params']:,}", percent(found.mean()), spread])
     text = markdown(["network", "parameters", "test accuracy, mean", "lowest to highest"], rows)
     rows = []
     for a, b in VARIANTS[name]:
@@ -247,15 +251,16 @@ def table_variant(name):
 def table_grid(labels):
     """The mean validation accuracy for each temperature and alpha."""
     [run] = read("grid")["runs"]
-    grid, data = run["grids"][labels], read("grid")["config"]
+    grid = run["grids"][labels]
     count = run["validation"]
     accuracy = 1 - np.mean(grid["errors"], 0) / count
-    header = ["alpha", *(f"T = {t:g}" for t in data["temperatures"])]
+    temperatures, alphas = (list(dict.fromkeys(x)) for x in zip(*run["cells"], strict=True))
+    header = ["alpha", *(f"T = {t:g}" for t in temperatures)]
     table = dict(zip(map(tuple, run["cells"]), accuracy, strict=True))
     rows = []
-    for alpha in data["alphas"]:
-        cells = [table[t, alpha] for t in data["temperatures"]]
-        chosen = [[t, alpha] == grid["chosen"] for t in data["temperatures"]]
+    for alpha in alphas:
+        cells = [table[t, alpha] for t in temperatures]
+        chosen = [[t, alpha] == grid["chosen"] for t in temperatures]
         both = zip(cells, chosen, strict=True)
         rows.append([f"{alpha:g}", *(f"**{percent(x)}**" if c else percent(x) for x, c in both)])
     seeds = len(grid["errors"])
