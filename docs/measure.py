@@ -2,6 +2,7 @@
 
     python docs/measure.py tuning default all_labels digits     # about 50 minutes
     python docs/measure.py grid temperature ensemble            # about 50 minutes
+    python docs/measure.py self online cross_modal              # about an hour
     python docs/render.py                                       # then the tables and figures
 
 `all_labels` needs the teacher of `default`. Stopped, each goes on where it was. MNIST is
@@ -47,6 +48,7 @@ VARIANTS = {
     # Seed 70 had been run during the development of these.
     "self": ("examples/18_self_distillation.py", [], range(71, 76)),
     "online": ("examples/19_online_distillation.py", [], range(71, 76)),
+    "cross_modal": ("examples/20_cross_modal_distillation.py", [], range(71, 76)),
 }
 GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),

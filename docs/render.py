@@ -74,6 +74,12 @@ VARIANTS = {
         ("all of 4 mutual peers", "all of 4 baselines apart"),
         ("all of 4 baselines apart", "members of 4 mutual peers"),
     ],
+    "cross_modal": [
+        ("image student", "image teacher"),
+        ("zero-shot", "image student"),
+        ("image student, aligned", "image student"),
+        ("text student, aligned", "text student"),
+    ],
 }
 
 

@@ -35,7 +35,7 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/14_student_baseline"  # for results, figure and checkpoints
     seed: int = 42  # of labelled images, initial weights and batches
-    labels: str | None = None  # labelled images, or all; else 1000, digits 300
+    labels: str | None = None  # labelled images, or all; else 1000, digits 300, quick 200
     epochs: int | None = None  # else what the labels need
     batch_size: int | None = None  # images; else 128, quick 32, or all labels if fewer
     learning_rate: float | None = None  # peak of the cycle (else by labels) or constant (1e-3)

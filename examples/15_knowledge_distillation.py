@@ -34,7 +34,7 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/15_knowledge_distillation"  # for results, figure and checkpoints
     seed: int = 42  # of the students: labelled images, initial weights, batches
-    labels: str | None = None  # labelled images of a student, or all; else 1000, digits 300
+    labels: str | None = None  # a student's, or all; else 1000, digits 300, quick 200
     epochs: int | None = None  # of each student; else what the labels need
     batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
     learning_rate: float | None = None  # of the students: peak (else by labels) or constant (1e-3)

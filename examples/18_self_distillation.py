@@ -185,6 +185,7 @@ def train_all(config, count, recipe, data):
 
     def add(name, loss, generation, network=StudentCNN, says=None, **weights):
         utils.banner(name)
+        # Far from the seeds that anyone would choose for another run.
         own = recipe._replace(seed=(recipe.seed + 1_000_003 * generation) % 2**32)
         runs[name] = train_fresh(name, network, loss, own, data, config, says or {}, **weights)
 
@@ -262,7 +263,6 @@ def draw(percent, milliseconds, data, targets):
 
 def main(config):
     data, count = utils.start(config), utils.given(config.generations, 1 if config.quick else 3)
-    utils.require(1 <= count <= 10, f"--generations {count}: must be from 1 to 10")
     labels = config.labels or (200 if config.quick else 300 if data.name == "digits" else 1000)
     labelled = data._replace(train=utils.take_labels(data.train, labels, config.seed))
     recipe, seen = student_recipe(config, len(labelled.train.label)), labelled.train.index

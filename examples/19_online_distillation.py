@@ -34,7 +34,7 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/19_online_distillation"  # for results, figure and checkpoints
     seed: int = 42  # of all networks: labelled images, initial weights, batches, dropout
-    labels: str | None = None  # labelled images of all networks, or all; else 1000, digits 300
+    labels: str | None = None  # of all networks, or all; else 1000, digits 300, quick 200
     epochs: int | None = None  # of each network; else what the labels need
     batch_size: int | None = None  # images; else 128, quick 32, or all labels
     learning_rate: float | None = None  # of students and peers: peak; else by labels
@@ -152,7 +152,7 @@ def mutual_learning_step(peers, optimizers, batch, temperature=1.0, weights=(1.0
     def loss_fn(peers):
         logits, parts = [peer(batch["image"], train=True) for peer in peers], []
         for k, own in enumerate(logits):
-            others = logits[:k] + logits[k + 1 :] + finished or [own]
+            others = logits[:k] + logits[k + 1 :] + finished or [own]  # alone: KL(p ‖ p) = 0
             # hard_k = CE(label, p_k), soft_k = mean over the others l of T² · KL(p_l ‖ p_k)
             pairs = [distillation_loss(own, z, batch["label"], temperature)[1:] for z in others]
             parts.append(jnp.array(pairs).mean(0))
@@ -193,8 +193,8 @@ def evaluate(model, split):
 
 
 def co_train(name, networks, recipes, data, labelled, output_dir, teacher=None, **settings):
-    """Trains networks side by side on the same batches: teacher and student if `name` is online,
-    else peers. `teacher` was trained before. Returns the networks and their `utils.Phase`."""
+    """Trains networks side by side on the same batches: teacher and student if of two kinds, else
+    peers. `teacher` was trained before. Returns the networks and their `utils.Phase`."""
     utils.banner(name.upper())
     models = [network(rngs=nnx.Rngs(r.seed)) for network, r in zip(networks, recipes, strict=True)]
     images, first, tables = len(labelled.label), recipes[0], {}
@@ -206,7 +206,7 @@ def co_train(name, networks, recipes, data, labelled, output_dir, teacher=None, 
         with phase.timed("cache_seconds"):
             tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
     step, scored = nnx.cached_partial(mutual_learning_step, models, optimizers), models[0]
-    if name == "online":
+    if len(set(networks)) > 1:
         step, scored = nnx.cached_partial(online_distillation_step, *models, optimizers), models[1]
     score = (lambda: evaluate(scored, data.test)[0]) if StudentCNN in networks else None
     for epoch in phase.epochs(models, optimizers, score):
@@ -221,9 +221,7 @@ def co_train(name, networks, recipes, data, labelled, output_dir, teacher=None, 
 def plan(config, data):
     """The labelled images, the teacher's recipe, and those of four peers (quick: two): they
     differ in their initial weights alone, and the first starts as the baseline does."""
-    t, quick = config.mutual_temperature, config.quick
-    utils.require(1e-3 <= t <= 1e4, f"--mutual-temperature {t}: must be from 0.001 to 10,000")
-    default = 200 if quick else 300 if data.name == "digits" else 1000
+    quick, default = config.quick, 200 if config.quick else 300 if data.name == "digits" else 1000
     labelled = utils.take_labels(data.train, config.labels or default, config.seed)
     labels = len(labelled.label)
     epochs = utils.given(config.epochs, 20 if quick else round(60 * (1000 / labels) ** 0.66))
@@ -245,7 +243,7 @@ def draw(rows, data, ready):
         race.plot(row["seconds_to_end"], row.get("ensemble", np.nan), "D", **style)
         if not row["name"].endswith("baseline"):  # which follows nobody
             distance.plot(range(1, len(soft) + 1), soft, **style)
-    race.set(title="From nothing to a student; diamonds: ensembles", xlabel="seconds", ylabel=label)
+    race.set(title="Of a group its first; diamonds: ensembles", xlabel="seconds", ylabel=label)
     race.set_ylim(min(row[f"{data.scored_on}_accuracy"] for row in rows) - 0.02)
     distance.set(title="Distance to others", xlabel="epoch", ylabel="soft loss", yscale="log")
     figure.legend(loc="outside right center")
@@ -267,7 +265,9 @@ def main(config):
     runs["baseline"] = co_train("baseline", one, first, *common, **alone)
     longer = [peers[0]._replace(epochs=len(peers) * peers[0].epochs)]
     runs["longer baseline"] = co_train("longer baseline", one, longer, *common, **alone)
+    pairs = {"online student": "offline student"}
     for k in range(2, len(peers) + 1, 2):
+        pairs[f"{k} mutual peers"] = f"{k} baselines apart"
         for name, weight in ((f"{k} baselines apart", 0.0), (f"{k} mutual peers", 1.0)):
             how = {"temperature": config.mutual_temperature, "weights": (1.0, weight)}
             runs[name] = co_train(name, one * k, peers[:k], *common, **how)
@@ -275,7 +275,7 @@ def main(config):
     logits = {name: found[0][1] for name, found in scores.items()}
     rows = utils.rows({name: (x[0], phase) for name, (x, phase) in runs.items()}, logits, data)
     ready = sum(rows[0]["epoch_seconds"]) + rows[1]["cache_seconds"]
-    mean, key = {}, f"{data.scored_on}_accuracy"
+    mean, ensembles, key = {}, {}, f"{data.scored_on}_accuracy"
     for row in rows:
         late, found = ready if row["name"] == "offline student" else 0.0, scores[row["name"]]
         if row["name"] == "online teacher":  # In its run the student was scored.
@@ -288,11 +288,11 @@ def main(config):
             row["members"] = [float(score) for score, _ in found]
             mean_probs = np.mean([jax.nn.softmax(z) for _, z in found], axis=0)
             row["ensemble"] = float((mean_probs.argmax(-1) == data.test.label).mean())
+            ensembles[f"Ensemble of {row['name']}"] = f"{100 * row['ensemble']:.2f} %"
         mean[row["name"]] = 100 * np.mean([score for score, _ in found])
     report = utils.write_results(config, data, rows, draw(rows, data, ready))
-    pairs = {"online student": "offline student", f"{k} mutual peers": f"{k} baselines apart"}
     gains = {a: f"{mean[a] - mean[b]:+.2f} points over {b} (means)" for a, b in pairs.items()}
-    utils.summary(report, data, gains)
+    utils.summary(report, data, gains | ensembles)
     return report
 
 

@@ -74,6 +74,11 @@ RULES = {
     "validation": (lambda v: v >= 1, "1 or more"),
     "seeds": (lambda v: 2 <= v <= 100, "from 2 to 100"),
     "test_seeds": (lambda v: 2 <= v <= 100, "from 2 to 100"),
+    "teachers": (lambda v: 2 <= v <= 100, "from 2 to 100"),
+    "generations": (lambda v: 1 <= v <= 10, "from 1 to 10"),
+    "mutual_temperature": (lambda v: 1e-3 <= v <= 1e4, "from 0.001 to 10,000"),
+    "noise": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "ambiguous": (lambda v: 0 <= v <= 1, "from 0 to 1"),
 }
 PLURALS = {"temperatures": "temperature", "alphas": "alpha"}
 
@@ -290,7 +295,10 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
 
 def hold_out(data, count, flag="--holdout"):
     """The data with its last `count` training images, unless 0, in place of the test images."""
-    require(count < len(data.train.label), f"{flag} {count}: more than the training images")
+    most = max(0, len(data.train.label) - 128)  # one batch of a teacher
+    require(
+        count <= most, f"{flag} {count}: must be at most {most:,}, to leave 128 training images"
+    )
     train, held_out = data.train.take(slice(-count)), data.train.take(slice(-count, None))
     return data._replace(train=train, test=held_out, scored_on="validation") if count else data
 
@@ -446,14 +454,17 @@ def _logits(model, image):
 
 def predict(model, split, batch_size=256):
     """The logits of every image of a split in inference mode, [N, classes] float32; of a stack of
-    models, with leading axes."""
+    models, with leading axes. Raises UserError where they are not finite."""
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
     for i in range(0, total, batch_size):
         image = split.image[i : i + batch_size] / np.float32(255)
         # The last batch is filled up: another shape would be compiled anew.
         filled = np.pad(image, [(0, batch_size - len(image))] + [(0, 0)] * (image.ndim - 1))
         parts.append(forward(shard(filled)))
-    return np.concatenate(jax.device_get(parts), axis=-2)[..., :total, :]
+    logits = np.concatenate(jax.device_get(parts), axis=-2)[..., :total, :]
+    hint = "the network trained last has gone astray; try a lower learning rate"
+    require(np.isfinite(logits).all(), f"the logits are not finite: {hint}")
+    return logits
 
 
 def count_errors(model, split, batch_size=256):
@@ -597,7 +608,8 @@ class Phase:
                     digests = {name: digest(saved[name]) for name in modules}
                     digests["meta"] = _digest_of_json(meta)
                     wanted = {name: saved["meta"]["digests"][name] for name in digests}
-                    require(digests == wanted, "it does not hold what was written")
+                    own = self.folder.name.endswith(_digest_of_json(meta["settings"]))
+                    require(own and digests == wanted, "it does not hold what was written")
             except Exception as error:  # Orbax raises many kinds.
                 hint = "the checkpoint is damaged or of another shape; move it away to train anew"
                 raise UserError(f"{self.folder}: {hint} ({_brief(error)})") from None
@@ -614,7 +626,8 @@ class Phase:
         mean = {key: np.mean(x) for key, x in record.items()}
         loss = f"Loss: {mean['loss']:.4f}"
         if "soft_loss" in record:
-            loss = f"Hard: {mean['hard_loss']:.4f} Soft: {mean['soft_loss']:.4f}"
+            soft = round(mean["soft_loss"], 4) + 0.0  # no -0.0000
+            loss = f"Hard: {mean['hard_loss']:.4f} Soft: {soft:.4f}"
         epoch = f"Epoch {record['epoch']:2}/{self.settings['epochs']}"
         return f"{epoch}{accuracy} | {loss} | {record['seconds']:.1f} s"
 
@@ -681,8 +694,12 @@ def find_run(name, model, recipe, data, config, **more):
     trained = False
     for folder in candidates:
         phase.folder = folder
-        # With this run's recipe it can be told before: another process may be training it now.
-        trained = (path or phase.finished) and phase.restore(model=model) and phase.finished
+        try:
+            # With this run's recipe it can be told before: another process may be training it now.
+            trained = (path or phase.finished) and phase.restore(model=model) and phase.finished
+        except (UserError, OSError) as error:  # of a folder beside: as if it were not there
+            hint = f"this script cannot use {folder}; name another run ({_brief(error)})"
+            require(not path, f"--{name} {path}: {hint}")
         if trained:
             break
     if path:
@@ -757,13 +774,14 @@ def compare(rows, name, other, data):
     accuracy = f"{data.scored_on}_accuracy"
     a, b = ([row[accuracy] for row in rows if row["name"] == x] for x in (name, other))
     gain, (low, high), wins = paired(a, b)
-    interval = f"({100 * low:+.2f} to {100 * high:+.2f})"
+    interval = f"(95 %: {100 * low:+.2f} to {100 * high:+.2f})"
     return f"{100 * gain:+.2f} points {interval}, {wins} of {len(a)} seeds"
 
 
 def draw_grids(grids, cells, data):
     """Heat maps of grids {labels: {"errors" [seeds][cells], "last", "chosen"}}: mean accuracy, and
     the hard and the soft loss apart in the last epoch. A frame marks what was chosen."""
+    from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
@@ -781,10 +799,11 @@ def draw_grids(grids, cells, data):
             table = np.full((len(alphas), len(temperatures)), np.nan)
             for (t, a), value in zip(cells, values, strict=True):
                 table[alphas.index(a), temperatures.index(t)] = value
-            image = axes.imshow(table, cmap=colours, origin="lower", aspect="auto")
-            middle = (np.nanmin(table) + np.nanmax(table)) / 2
+            # Losses differ by orders of magnitude, accuracies do not.
+            norm = LogNorm() if "loss" in title else Normalize()
+            image = axes.imshow(table, norm=norm, cmap=colours, origin="lower", aspect="auto")
             for (i, j), value in np.ndenumerate(table):
-                dark = (value < middle) == (colours == "viridis")
+                dark = (norm(value) < 0.5) == (colours == "viridis")
                 colour = "white" if dark else "black"
                 axes.text(j, i, form.format(value), ha="center", va="center", color=colour)
             t, a = grid["chosen"]
@@ -854,11 +873,16 @@ def _draw_soft_targets(figure, data, logits):
 def write_whole(path, content):
     """Writes bytes to a file, whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def versions():
@@ -891,8 +915,8 @@ def write_results(config, data, rows, figure, more=None):
     report["seconds"]["total"] = time.perf_counter() - START
     png = io.BytesIO()
     figure.savefig(png, dpi=100)
-    write_whole(Path(config.output_dir) / "figure.png", png.getvalue())
     text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    write_whole(Path(config.output_dir) / "figure.png", png.getvalue())
     write_whole(Path(config.output_dir) / "results.json", text.encode())
     return report
 
@@ -909,10 +933,10 @@ def summary(report, data, lines):
         width, found = len(f"  {data.scored_on} accuracy"), f"{100 * accuracy:.2f} %"
         print(f"{name:31}{same[0]['params']:>10,}{found:>{width}}{errors:>8,.0f}")
         costs[name] = sum(row["seconds"] for row in same)
-    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in costs.items())
+    costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in costs.items() if seconds)
     lines |= {"Time": f"{report['seconds']['total']:.0f} s", "Training, now or before": costs}
     lines["Data"] = data
     lines["Results and figure"] = report["config"]["output_dir"]
     for what, found in lines.items():
-        print(f"{what:31}{found}")
+        print(f"{what:30} {found}")
     sys.stdout.flush()

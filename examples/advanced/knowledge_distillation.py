@@ -39,9 +39,9 @@ class Config:
     data_dir: str | None = None  # folder with the four IDX files of the dataset
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/advanced_knowledge_distillation"  # for results, figure and checkpoints
-    temperatures: tuple[float, ...] = (1, 2, 3, 5, 8, 20)  # of the grid
-    alphas: tuple[float, ...] = (0, 0.1, 0.5, 0.9, 1)  # of the grid: weights of the labels
-    labels: tuple[str, ...] | None = None  # a grid for each number of them; else 1000, digits 300
+    temperatures: tuple[float, ...] | None = None  # of the grid; else 1 2 3 5 8 20, quick 1 3
+    alphas: tuple[float, ...] | None = None  # of the grid; else 0 0.1 0.5 0.9 1, quick 0.5 1
+    labels: tuple[str, ...] | None = None  # a grid for each; else 1000, digits 300, quick 200
     seed: int = 1  # first of the students' seeds: labelled images, initial weights, batches
     seeds: int = 3  # of the grid; students of one seed share start and batches
     test_seeds: int = 5  # further ones, for the comparison on test images
@@ -51,7 +51,7 @@ class Config:
     schedule: str = "onecycle"  # of the students' learning rate: onecycle or constant
     teacher: str | None = None  # output folder of a run with this data whose teacher to use
     teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    validation: int | None = None  # images that choose; else a sixth of those for training
+    validation: int | None = None  # so many training images choose the pair; else a sixth
     quick: bool = False  # a first look: 2,000 training images, 200 labels, a small grid
 
 
@@ -262,9 +262,9 @@ def plan(config, data):
     for labels in budgets:  # finds what cannot be before anything is trained
         student_recipe(config, len(utils.take_labels(data.train, labels, 0).label))
     seeds = [(config.seed + i) % 2**32 for i in range(config.seeds + config.test_seeds)]
-    seeds = seeds[: config.seeds], seeds[config.seeds :]
-    temperatures, alphas = ((1, 3), (0.5, 1)) if quick else (config.temperatures, config.alphas)
-    return recipe, budgets, seeds, list(itertools.product(temperatures, alphas))
+    t, a = ((1, 3), (0.5, 1)) if quick else ((1, 2, 3, 5, 8, 20), (0, 0.1, 0.5, 0.9, 1))
+    cells = itertools.product(config.temperatures or t, config.alphas or a)
+    return recipe, budgets, (seeds[: config.seeds], seeds[config.seeds :]), list(cells)
 
 
 def main(config):
@@ -281,15 +281,15 @@ def main(config):
         utils.banner(f"{labels} LABELS: {len(cells)} pairs of T and alpha, {len(seeds)} seeds")
         students, phase = train_students("grid", teacher, tuning, labels, seeds, cells, config)
         errors = utils.count_errors(students, tuning.test, 64)
-        chosen = cells[errors.mean(0).argmin()]
+        t, a = chosen = cells[errors.mean(0).argmin()]
         grids[labels] = {"chosen": chosen, "errors": errors.tolist(), "last": phase.history[-1:]}
-        utils.banner(f"{labels} LABELS: T = {chosen[0]:g}, alpha = {chosen[1]:g} on test images")
+        utils.banner(f"{labels} LABELS: T = {t:g}, alpha = {a:g} on test images")
         how = labels, test_seeds, [chosen, (3.0, 0.5), (1.0, 1.0)], config
         students, phase = train_students("final", teacher, tuning, *how)
         names = [f"{name}, {labels} labels" for name in ("chosen", "default", "baseline")]
         rows += utils.stack_rows(names, test_seeds, students, phase, data)
-        for other in names[1:]:
-            lines[f"chosen − {other}"] = utils.compare(rows, names[0], other, data)
+        for x in names[1:]:
+            lines[f"T = {t:g}, alpha = {a:g} − {x}"] = utils.compare(rows, names[0], x, data)
     figure, more = utils.draw_grids(grids, cells, tuning), {"cells": cells, "grids": grids}
     report = utils.write_results(config, data, rows, figure, more | {"validation": count})
     utils.summary(report, data, lines)

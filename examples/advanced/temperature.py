@@ -39,9 +39,9 @@ class Config:
     data_dir: str | None = None  # folder with the four IDX files of the dataset
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/advanced_temperature"  # for results, figure and checkpoints
-    temperatures: tuple[float, ...] = (1, 2, 3, 5, 8, 20, 50, 100)  # at which to measure
+    temperatures: tuple[float, ...] = (1, 2, 3, 5, 8, 20, 50, 100)  # T at which to measure
     seed: int = 42  # of the student: labelled images, initial weights, batches
-    labels: str | None = None  # labelled images of the student, or all; else 1000, digits 300
+    labels: str | None = None  # the student's, or all; else 1000, digits 300, quick 200
     epochs: int | None = None  # of the student; else what the labels need
     batch_size: int | None = None  # of the student, images; else 128, quick 32, or all labels
     learning_rate: float | None = None  # of the student: peak (else by labels) or constant (1e-3)
