@@ -88,6 +88,13 @@ def test_students_of_a_seed_share_their_start(kd, tuning):
             assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+def test_a_quick_run_heeds_the_flags(tuning):
+    data = utils.load_data("digits")
+    own = tuning.Config(dataset="digits", quick=True, temperatures=(2.0, 8.0), alphas=(0.2,))
+    assert tuning.plan(own, data)[-1] == [(2.0, 0.2), (8.0, 0.2)]
+    assert len(tuning.plan(tuning.Config(dataset="digits", quick=True), data)[-1]) == 4
+
+
 def test_stackable_student_gives_the_logits_of_script_15(kd, tuning):
     image = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
     for train in (False, True):

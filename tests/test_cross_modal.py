@@ -199,3 +199,11 @@ def test_two_encoders_name_the_class_whose_prompts_are_nearest(cm):
     cosines = cm.answer(encoders, images, None, prompts)
     assert cosines.shape == (4, 3)
     assert np.abs(cosines).max() <= 1 + 1e-6
+
+
+def test_few_labels_make_small_batches_of_the_text_teacher_alone(cm):
+    data = utils.load_data("digits")
+    labelled, images, text, teacher = cm.plan(cm.Config(dataset="digits", labels="10"), data)
+    assert len(labelled.label) == teacher.batch_size == 10
+    assert images.batch_size == text.batch_size == 32
+    assert text.learning_rate == teacher.learning_rate == 10 * images.learning_rate

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -156,3 +158,31 @@ def test_a_changed_record_does_not_load(tmp_path, digits, trained, key, value):
     path.write_text(json.dumps(record | {key: value}))
     with pytest.raises(utils.UserError, match="damaged"):
         utils.Phase("baseline", tmp_path, recipe, digits).restore(model=model)
+
+
+def test_a_checkpoint_of_other_settings_does_not_load(tmp_path, digits, trained):
+    model, recipe, phase = trained
+    other = utils.Phase("baseline", tmp_path, recipe._replace(seed=1), digits)
+    shutil.copytree(phase.folder, other.folder)
+    with pytest.raises(utils.UserError, match="does not hold what was written"):
+        other.restore(model=model)
+
+
+def test_a_run_beside_that_cannot_be_used(tmp_path, kd, digits, trained):
+    """Is passed over; but where a flag points to it, one line names the flag."""
+    model, recipe, _ = trained
+    shutil.move(tmp_path / "checkpoints", tmp_path / "a" / "checkpoints")
+    beside = types.SimpleNamespace(output_dir=str(tmp_path / "b"))
+    named = types.SimpleNamespace(baseline=str(tmp_path / "a"), output_dir=beside.output_dir)
+    how = recipe, digits
+    for config in (beside, named):
+        found = kd.StudentCNN(rngs=nnx.Rngs(1))
+        assert utils.find_run("baseline", found, *how, config)
+        assert utils.digest(found) == utils.digest(model)
+    with pytest.raises(utils.UserError, match=r"--baseline .*a: this script cannot use"):
+        utils.find_run("baseline", kd.TeacherCNN(rngs=nnx.Rngs(0)), *how, named)
+    [weights] = (tmp_path / "a").rglob("1/model")
+    shutil.rmtree(weights)
+    assert utils.find_run("baseline", kd.StudentCNN(rngs=nnx.Rngs(1)), *how, beside) is None
+    with pytest.raises(utils.UserError, match=r"--baseline .*a: this script cannot use"):
+        utils.find_run("baseline", kd.StudentCNN(rngs=nnx.Rngs(1)), *how, named)

@@ -72,6 +72,9 @@ def test_holdout_takes_the_place_of_the_test_set(digits):
     assert data.scored_on == "validation"
     np.testing.assert_array_equal(data.test.image, digits.train.image[-200:])
     np.testing.assert_array_equal(data.train.image, digits.train.image[:-200])
+    assert len(utils.load_data("digits", holdout=1169).train.label) == 128
+    with pytest.raises(utils.UserError, match="--holdout 1170: must be at most 1,169"):
+        utils.load_data("digits", holdout=1170)
 
 
 def test_no_network_falls_back_within_seconds(tmp_path, monkeypatch, capsys):
@@ -172,6 +175,13 @@ def test_predict_by_index(kd, digits):
     assert np.isnan(table).all(-1).sum() == len(table) - 30
 
 
+def test_logits_that_are_not_finite(kd, digits):
+    student = kd.StudentCNN(rngs=nnx.Rngs(0))
+    student.dense2.bias[...] = np.full(10, np.inf)
+    with pytest.raises(utils.UserError, match="not finite"):
+        utils.predict(student, digits.test.take(slice(3)))
+
+
 def test_evaluate_scores_every_image(kd, images):
     student = kd.StudentCNN(rngs=nnx.Rngs(0))
     utils.replicate(student)
@@ -211,9 +221,10 @@ def test_write_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr(utils.os, "fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(utils.UserError, match=r"results\.json: cannot be written \(disk full\)"):
         utils.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
+    assert [*tmp_path.iterdir()] == [path]
 
 
 @dataclasses.dataclass(frozen=True)
