@@ -241,7 +241,7 @@ def draw(percent, milliseconds, data, targets):
     for kind, color in (("generation", "C0"), ("twin", "C1")):
         y = [percent[name] for name in percent if name.startswith(("baseline", kind))]
         chain.plot(y, f"{color}o-", label=f"{kind}s")
-        chain.axhline(percent[f"ensemble of {kind}s"], c=color, ls="--", label="their ensemble")
+        chain.axhline(percent[f"ensemble of {kind}s"], c=color, ls="--", label=f"all {kind}s")
     for name, marker in (("self-distilled", "*"), ("confidence-weighted", "^"), ("permuted", "x")):
         chain.plot(1, percent[name], f"k{marker}", label=name)
     chain.set(title="Generations", xlabel="generation", ylabel="accuracy, %", xticks=range(len(y)))
@@ -255,7 +255,7 @@ def draw(percent, milliseconds, data, targets):
     picture.imshow(data.train.image[i, :, :, 0], cmap="gray_r")
     exits.set(title="Exits of one network", xlabel="ms for 1,000 images", ylabel="accuracy, %")
     title = f"Probabilities for training image {data.train.index[i]}, a {data.train.label[i]}"
-    bars.set(title=title, xticks=range(10), yscale="log", ylim=(1e-8, 1e3))
+    bars.set(title=title, xticks=range(10), yscale="log", ylim=(1e-8, 1e3), ylabel="probability")
     for axes in (chain, exits, bars):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure
