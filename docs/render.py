@@ -235,6 +235,24 @@ def table_speed():
     return markdown(header, rows) + "\n\n" + note
 
 
+def table_stacked():
+    """A step of many students in one program against one of script 15's, and whole runs of 16."""
+    stacked = read("stacked")
+    steps, runs = stacked["step_milliseconds_per_student"], stacked["run_seconds_of_16"]
+    rows = [
+        [f"step, {name}", f"{x:.1f} ms", f"{x / steps['single']:.2f}"] for name, x in steps.items()
+    ]
+    for name, title in (
+        ("single", "16 single runs, never scored"),
+        ("single_scored", "16 single runs, scored as script 15 does"),
+        ("stack", "one run of 16 students, never scored"),
+    ):
+        rows.append([title, f"{runs[name]:.0f} s", f"{runs[name] / runs['single']:.2f}"])
+    header = ["", "a student's step; all 16", "÷ single"]
+    note = f"Measured by `{stacked['command']}` on {stacked['device']} ({stacked['date']})."
+    return markdown(header, rows) + "\n\n" + note
+
+
 def table_variant(name):
     """Mean accuracy of each network, and the paired differences."""
     rows = []
@@ -324,6 +342,8 @@ def value(key):
     if name == "speed":
         seconds = read("speed")["seconds"]
         return f"{seconds[what] / seconds['plain']:.3f}"
+    if name == "stacked":
+        return f"{read(name)[what]:.2f}"
     if name in VARIANTS:
         return value_of_variant(name, what)
     experiment = read(name)
