@@ -110,7 +110,7 @@ def parse(config_class, argv=None):
 
 def run(main, config_class):
     """Runs a script's `main(config)` from its command line."""
-    for library in ("absl", "matplotlib"):  # Warnings of no use to who runs a script.
+    for library in ("absl", "asyncio", "matplotlib"):  # Warnings of no use to who runs a script.
         logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "overflow encountered in cast")  # the loss check says it
     for name in ("stdout", "stderr"):

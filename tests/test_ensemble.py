@@ -191,9 +191,12 @@ def test_teachers_differ_in_seed_and_with_subsets_in_images(ens, digits, flags):
 
 @pytest.mark.parametrize(
     "flags",
-    [{"teachers": 1}, {"teacher_labels": "5000"}, {"teacher_labels": "100"},
-     {"subsets": True, "teacher_labels": "all"}],
-)  # fmt: skip
+    [
+        {"teacher_labels": "5000"},
+        {"teacher_labels": "100"},
+        {"subsets": True, "teacher_labels": "all"},
+    ],
+)
 def test_flags_are_checked_before_training(ens, digits, flags):
     flag = "--" + list(flags)[-1].replace("_", "-")
     with pytest.raises(utils.UserError, match=flag):
