@@ -271,8 +271,6 @@ def main(config):
         logits[name] = utils.predict(runs[name][0], data.test)
     ensemble, mean = logits["ensemble, probabilities"], "student, mean probabilities"
     rows = utils.rows(runs, logits | {"teacher": ensemble}, data)  # agreement is with the ensemble
-    for row, x in zip(rows, map(jax.nn.log_softmax, logits.values()), strict=True):
-        row["kl"] = float(optax.losses.kl_divergence(x, np.exp(ensemble)).mean())
     answers, networks = stack.argmax(-1), {"student": [runs[mean][0]], "teacher": teachers[:1]}
     wrong, pairs = answers != data.test.label, answers[np.stack(np.triu_indices(len(teachers), 1))]
     seconds = inference_seconds(networks | {"ensemble": teachers}, data.test)

@@ -31,6 +31,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -78,9 +79,12 @@ RULES = {
     "generations": (lambda v: 1 <= v <= 10, "from 1 to 10"),
     "mutual_temperature": (lambda v: 1e-3 <= v <= 1e4, "from 0.001 to 10,000"),
     "noise": (lambda v: 0 <= v <= 1, "from 0 to 1"),
+    "unit": (lambda v: 1 <= v <= 10_000, "from 1 to 10,000"),
+    "smoothing": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "ambiguous": (lambda v: 0 <= v <= 1, "from 0 to 1"),
 }
 PLURALS = {"temperatures": "temperature", "alphas": "alpha"}
+PLURALS |= {"smoothings": "smoothing", "units": "unit"}
 
 
 def parse(config_class, argv=None):
@@ -132,7 +136,7 @@ def run(main, config_class):
 
 def _stop(*_):
     """Ends the process at once: raised inside a callback of JAX, KeyboardInterrupt gets lost."""
-    print("\nStopped. The same command goes on from the last finished epoch.", file=sys.stderr)
+    print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
     os._exit(130)
 
 
@@ -149,10 +153,13 @@ def check_flags(config):
         require(not several or len(set(value)) == len(value), f"{flag}: must not repeat a value")
 
 
-def start(config):
-    """Checks flags, claims the cores, loads the data and checks the output folder."""
+def start(config, share=True):
+    """Checks flags, claims the cores (to share out a batch), loads the data and checks the output
+    folder. Where a step is all matrix products, which XLA spreads over the cores itself, `share`
+    costs more than it gains."""
     check_flags(config)
-    use_all_cores()
+    if share:
+        use_all_cores()
     data = load_data(config.dataset, config.data_dir, getattr(config, "holdout", 0), config.quick)
     _claim(config.output_dir)
     print(f"Data: {data}", flush=True)
@@ -509,6 +516,7 @@ class Phase:
     """
 
     KEPT = ("settings", "history", "seconds", "notes")
+    CHECKPOINTS = 100  # about so many in a long training; below 200 epochs one an epoch
 
     def __init__(self, name, output_dir, recipe, data, **more):
         self.settings = {"data": data.digest(), **recipe._asdict(), **more}
@@ -517,8 +525,9 @@ class Phase:
         self.folder = Path(output_dir) / "checkpoints" / f"{name}-{_digest_of_json(self.settings)}"
 
     def epochs(self, model, optimizer, score):
-        """Yields the epochs still to train, from 1 on; saves model and optimizer after each. Where
-        several networks learn at once, both may be tuples.
+        """Yields the epochs still to train, from 1 on; saves model and optimizer after each (of 200
+        and more, after every hundredth part). Where several networks learn at once, both may be
+        tuples.
 
         `score()`, unless None, gives the accuracy on `data.test`, about ten times in all. Raises
         UserError when a step's metrics were not finite, or a checkpoint cannot be written.
@@ -541,7 +550,8 @@ class Phase:
                     record[f"{self.scored_on}_accuracy"] = float(score())
                 self.history.append(record)
                 self.seconds = time.perf_counter() - begun
-                self._save(manager, model=model, optimizer=optimizer)
+                if epoch % max(1, count // self.CHECKPOINTS) == 0 or epoch == count:
+                    self._save(manager, model=model, optimizer=optimizer)
                 print(self._line(record), flush=True)
 
     def _save(self, manager, **modules):
@@ -724,19 +734,35 @@ def _score(errors, data):
     return {f"{data.scored_on}_accuracy": accuracy, f"{data.scored_on}_errors": errors}
 
 
+def _calibration(logits, label, bins=15):
+    """Negative log-likelihood and expected calibration error of logits [N, C] and labels [N]."""
+    nll = optax.losses.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+    # ECE = Σ_b n_b / N · |confidence_b − accuracy_b|, over bins of equal width of the confidence
+    confidence = np.asarray(jax.nn.softmax(logits).max(-1), np.float64)
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    excess = np.bincount(place, confidence - (logits.argmax(-1) == label))
+    return {"nll": float(nll), "ece": float(np.abs(excess).sum() / len(label))}
+
+
 def rows(runs, logits, data):
     """The rows of results.json, from {name: (model, Phase)} and {name: logits [N, C]} on data.test.
 
-    Where one is called teacher, `agreement` is the share of images on which a model answers as it.
+    Beside accuracy a row has calibration: the negative log-likelihood `nll` and the expected
+    calibration error `ece` (Guo et al., 2017). Where one is called teacher, it has fidelity
+    (Stanton et al., 2021): `agreement` is the share of images on which a model answers as the
+    teacher does, `kl` the mean KL divergence of its distribution from the teacher's.
     """
     answers, found = {name: x.argmax(-1) for name, x in logits.items()}, []
     label = data.test.label
     for name, (model, phase) in runs.items():
         errors = int((answers[name] != label).sum())
         row = {"name": name, "seed": phase.settings["seed"], "params": count_params(model)}
-        row |= _score(errors, data)
+        row |= _score(errors, data) | _calibration(logits[name], label)
         if "teacher" in answers:
             row["agreement"] = float((answers[name] == answers["teacher"]).mean())
+            teacher_probs = jax.nn.softmax(logits["teacher"])
+            kl = optax.losses.kl_divergence(jax.nn.log_softmax(logits[name]), teacher_probs)
+            row["kl"] = float(kl.mean())
         row |= {"seconds": phase.seconds, **phase.notes}
         row["epoch_seconds"] = [record["seconds"] for record in phase.history]
         found.append(row | {"settings": phase.settings, "history": phase.history})
@@ -813,6 +839,59 @@ def draw_grids(grids, cells, data):
             axes.set(xticks=range(len(temperatures)), yticks=range(len(alphas)))
             axes.set(xticklabels=temperatures, yticklabels=alphas)
             figure.colorbar(image, ax=axes)
+    return figure
+
+
+def draw_labels(rows, kinds, budgets, data):
+    """Over numbers of labels, of rows "kind, N labels" of several seeds: accuracy, gain over the
+    first kind with its 95 % interval, agreement with the teacher (the first row), calibration."""
+    from matplotlib.figure import Figure
+
+    def found(kind, count, key):
+        name = f"{kind}, {count} labels"
+        return [100 * row[key] for row in rows if row["name"] == name]
+
+    score = f"{data.scored_on}_accuracy"
+    titles = {score: f"{data.scored_on} accuracy, %", "gain": f"gain over the {kinds[0]}, points"}
+    titles |= {"agreement": "same answer as the teacher, %", "ece": "calibration error (ECE), %"}
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, titles.items(), strict=True):
+        gain = key == "gain"
+        for i, kind in list(enumerate(kinds))[gain:]:
+            how = {"color": f"C{i}", "label": kind}
+            counts = [n for n in budgets if found(kind, n, score)]  # a kind may lack some
+            if gain and counts:
+                gains = [paired(found(kind, n, score), found(kinds[0], n, score)) for n in counts]
+                means, intervals, _ = zip(*gains, strict=True)
+                bars = np.abs(np.transpose(intervals) - means)
+                axes.errorbar(counts, means, bars, fmt="o-", capsize=3, **how)
+            elif counts:
+                axes.plot(counts, [np.mean(found(kind, n, key)) for n in counts], **how)
+                for n in counts:
+                    axes.plot([n] * len(found(kind, n, key)), found(kind, n, key), f"C{i}.")
+        level, label = (0, None) if gain else (100 * rows[0][key], "teacher")
+        axes.axhline(level, color="gray", linestyle="--", label=label)
+        axes.set(title=title, xlabel="labels", xscale="log")
+        axes.set_xticks(budgets, labels=[f"{count:,}" for count in budgets])
+        axes.minorticks_off()
+        axes.legend()
+    return figure
+
+
+def draw_gains(rows, names, data, baseline="baseline"):
+    """The gain over the baseline of rows of several seeds: each seed, mean and 95 % interval."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1 + 0.45 * len(names)), layout="constrained")
+    axes, score = figure.subplots(), f"{data.scored_on}_accuracy"
+    for y, name in enumerate(names):
+        a, b = ([100 * r[score] for r in rows if r["name"] == x] for x in (name, baseline))
+        gain, (low, high), _ = paired(a, b)
+        axes.plot(np.subtract(a, b), [y] * len(a), "o", color="0.7")
+        axes.errorbar(gain, y, xerr=[[gain - low], [high - gain]], fmt="ko", capsize=4)
+    axes.axvline(0, color="gray", linestyle="--")
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes.set(xlabel=f"gain over the {baseline}, points (grey: seeds; bars: 95 % intervals)")
     return figure
 
 

@@ -220,7 +220,7 @@ def test_interrupt(tmp_path, line):
         process.send_signal(signal.SIGINT)
         error = process.stderr.read()
     assert process.returncode == 130
-    assert error == "\nStopped. The same command goes on from the last finished epoch.\n"
+    assert error == "\nStopped. The same command goes on from the last checkpoint.\n"
 
 
 def test_closed_standard_streams(tmp_path):

@@ -124,6 +124,40 @@ def trained(tmp_path, kd, digits):
     return model, recipe, phase
 
 
+def test_long_trainings_have_fewer_checkpoints(tmp_path, kd, digits, monkeypatch):
+    """Of 5 epochs with 2 checkpoints: after epochs 2, 4 and 5. Stopped in epoch 4, it goes on after
+    epoch 2, to the same bits."""
+    monkeypatch.setattr(utils.Phase, "CHECKPOINTS", 2)
+    recipe, split = kd.Recipe(0, 5, 64, 1e-3, "constant"), digits.train.take(slice(64))
+    saved, save = [], utils.Phase._save
+
+    def spy(phase, *arguments, **modules):
+        saved.append(len(phase.history))
+        save(phase, *arguments, **modules)
+
+    monkeypatch.setattr(utils.Phase, "_save", spy)
+
+    def train(folder, stop_in):
+        model = kd.StudentCNN(rngs=nnx.Rngs(0))
+        optimizer = kd.make_optimizer(model, recipe, 64)
+        phase, seen = utils.Phase("student", folder, recipe, digits), []
+        for epoch in phase.epochs(model, optimizer, None):
+            seen.append(epoch)
+            if epoch == stop_in:
+                break
+            for batch in utils.batches(split, 64, 0, epoch):
+                phase.log(kd.train_step(model, optimizer, batch))
+        return model, phase, seen
+
+    whole, _, seen = train(tmp_path / "a", None)
+    assert (seen, saved) == ([1, 2, 3, 4, 5], [2, 4, 5])
+    train(tmp_path / "b", 4)
+    stopped, phase, seen = train(tmp_path / "b", None)
+    assert seen == [3, 4, 5]
+    assert [record["epoch"] for record in phase.history] == [1, 2, 3, 4, 5]
+    assert utils.digest(stopped) == utils.digest(whole)
+
+
 def test_changed_bytes_do_not_load(tmp_path, kd, digits, trained):
     """Wherever a byte of a checkpoint changes, it is refused, or loads as it was written."""
     model, recipe, phase = trained
