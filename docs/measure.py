@@ -3,16 +3,19 @@
     python docs/measure.py tuning default all_labels digits     # about 50 minutes
     python docs/measure.py grid temperature ensemble            # about 80 minutes
     python docs/measure.py self online cross_modal              # about an hour
+    python docs/measure.py limited_tuning limited_labels        # about 2 hours
     python docs/render.py                                       # then the tables and figures
 
 `all_labels` needs the teacher of `default`. Stopped, each goes on where it was. MNIST is
 found as the scripts find it (MNIST_DATA_DIR, an earlier download, a download).
 """
 
+import dataclasses
 import datetime
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -48,12 +51,21 @@ VARIANTS = {
     # Seed 70 had been run during the development of these.
     "self": ("examples/18_self_distillation.py", [], range(71, 76)),
     "online": ("examples/19_online_distillation.py", [], range(71, 76)),
+    # Of 16 and the controls: five seeds in one run, which share a teacher.
+    "limited_labels": (
+        "examples/16_limited_labels.py",
+        ["--seeds", "5", "--teacher-seed", "3"],
+        [80],  # the first of five, which share a teacher
+    ),
     "cross_modal": ("examples/20_cross_modal_distillation.py", [], range(71, 76)),
 }
 GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),
     "all": ((1e-2, 2e-2, 4e-2), (3, 4, 6), (1, 2)),
 }
+# Of script 16: labels: epochs, those of script 15's rule and, for few labels, twice as many.
+LIMITED_EPOCHS = {100: (274, 548), 250: (150, 300), 1000: (60, 120), 5000: (21,)}
+LIMITED_RATES, LIMITED_SEEDS = (1e-2, 3e-2, 8e-2), {100: 4, 250: 4, 1000: 2, 5000: 2}
 TEACHER_EPOCHS, TEACHER_SEEDS = (2, 3), (0, 1)
 HOLDOUT = 10_000
 
@@ -139,8 +151,11 @@ def variant(name):
         flags = [str(4 * seed) if flag == "4N" else flag for flag in arguments]
         reports.append(run(name, script, flags, seed))
         left_out = ("settings", "history", "epoch_seconds")
-        rows = reports[-1]["results"]
-        rows = [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+        rows = [
+            {k: v for k, v in row.items() if k not in left_out}
+            | {k: row["settings"][k] for k in ("epochs", "learning_rate")}
+            for row in reports[-1]["results"]
+        ]
         known = ("script", "config", "dataset", "versions", "device", "results")
         more = {k: v for k, v in reports[-1].items() if k not in known}
         runs.append({"seed": seed, "rows": rows, **more})
@@ -192,12 +207,49 @@ def tuning():
     write("tuning", content)
 
 
+def limited_tuning():
+    """Learning rate and epochs of script 16's baseline and distilled student for few labels, each
+    scored on validation images that neither students nor teacher saw. For all labels `tuning` has
+    searched."""
+    utils.use_all_cores()
+    utils.Phase.CHECKPOINTS = 5  # an epoch of a single step takes less time than its checkpoint
+    script = load("examples/16_limited_labels.py")
+    data = utils.load_data("mnist", None, HOLDOUT)
+    if data.name != "mnist":
+        sys.exit("limited_tuning needs MNIST")
+    folder = "runs/measure/limited_tuning"
+    recipe = script.Recipe(3, 3, 128, 5e-3, "onecycle")
+    config = script.Config(output_dir=folder)
+    for_teacher = dataclasses.replace(config, output_dir=f"{folder}/teacher")
+    teacher, _ = script.train_limited("teacher", recipe, data, data.train, for_teacher)
+    table = utils.predict_by_index(teacher, data.train)
+    cells, cost = [], 0.0
+    for labels, epoch_choices in LIMITED_EPOCHS.items():
+        for kind, epochs, rate in itertools.product(
+            ("baseline", "distilled"), epoch_choices, LIMITED_RATES
+        ):
+            found = []
+            for seed in range(1, LIMITED_SEEDS[labels] + 1):
+                labelled = utils.take_labels(data.train, labels, seed)
+                recipe = script.Recipe(seed, epochs, min(128, labels), rate, "onecycle")
+                known = None if kind == "baseline" else table
+                student, phase = script.train_limited(kind, recipe, data, labelled, config, known)
+                found.append(1 - utils.count_errors(student, data.test) / HOLDOUT)
+                cost += phase.seconds
+            cell = {"labels": labels, "kind": kind, "epochs": epochs, "learning_rate": rate}
+            cells.append(cell | {"accuracy": found})
+            print(*cell.values(), round(statistics.mean(found), 4), flush=True)
+    content = {"holdout": HOLDOUT, "seeds": LIMITED_SEEDS, "versions": utils.versions()}
+    content |= {"device": utils.device(), "cost_seconds": round(cost), "cells": cells}
+    write("limited_tuning", content)
+
+
 if __name__ == "__main__":
     os.chdir(ROOT)
     RESULTS.mkdir(exist_ok=True)
     utils.use_huge_pages()
     names = sys.argv[1:]
-    known = {"tuning": tuning}
+    known = {"tuning": tuning, "limited_tuning": limited_tuning}
     known |= {name: functools.partial(experiment, name) for name in EXPERIMENTS}
     known |= {name: functools.partial(variant, name) for name in VARIANTS}
     if not names or not set(names) <= set(known):

@@ -74,6 +74,7 @@ VARIANTS = {
         ("all of 4 mutual peers", "all of 4 baselines apart"),
         ("all of 4 baselines apart", "members of 4 mutual peers"),
     ],
+    "limited_labels": [],
     "cross_modal": [
         ("image student", "image teacher"),
         ("zero-shot", "image student"),
@@ -308,6 +309,77 @@ def table_chosen():
     return markdown(header, rows) + "\n\n" + measured("grid")
 
 
+def table_limited_tuning():
+    """For each number of labels and each student: accuracy on validation images over the grid."""
+    tuning = read("limited_tuning")
+    cells, rates = tuning["cells"], list(dict.fromkeys(c["learning_rate"] for c in tuning["cells"]))
+    rows = []
+    for labels, kind in dict.fromkeys((cell["labels"], cell["kind"]) for cell in cells):
+        own = [c for c in cells if (c["labels"], c["kind"]) == (labels, kind)]
+        best = max(np.mean(cell["accuracy"]) for cell in own)
+        for epochs in dict.fromkeys(cell["epochs"] for cell in own):
+            row = [np.mean(cell["accuracy"]) for cell in own if cell["epochs"] == epochs]
+            shown = [f"**{percent(x)}**" if x == best else percent(x) for x in row]
+            rows.append([f"{labels:,}", kind, epochs, *shown])
+    header = ["labels", "student", "epochs", *(f"peak rate {rate:g}" for rate in rates)]
+    seeds = ", ".join(map(str, tuning["seeds"].values()))
+    note = f"Mean accuracy of {seeds} seeds on {tuning['holdout']:,} validation "
+    note += f"images; the best of each student in bold. Measured by `{tuning['command']}`. For all "
+    note += "labels the [first search](knowledge_distillation.md#hyperparameters) serves."
+    return markdown(header, rows) + "\n\n" + note
+
+
+def budgets(name):
+    """The numbers of labels in the rows "baseline, N labels" of a run, and the kinds of student."""
+    rows = [row["name"] for row in read(name)["runs"][0]["rows"] if ", " in row["name"]]
+    pairs = [(row.split(", ")[0], int(re.findall(r"\d+", row)[0])) for row in rows]
+    kinds, counts = (list(dict.fromkeys(x)) for x in zip(*pairs, strict=True))
+    return kinds, counts, set(pairs)
+
+
+def table_limited_labels(name="limited_labels"):
+    """Accuracy and gain of each student, for each number of labels."""
+    kinds, counts, pairs = budgets(name)
+    rows = []
+    for count in counts:
+        found = {
+            kind: accuracies(name, f"{kind}, {count} labels")
+            for kind in kinds
+            if (kind, count) in pairs
+        }
+        row = [f"{count:,}", percent(found["baseline"].mean())]
+        for kind in kinds[1:]:
+            if kind not in found:
+                row += ["–", "–"]
+                continue
+            points, interval, wins = in_words(found[kind], found["baseline"])
+            row += [percent(found[kind].mean()), f"{points} ({interval}), {wins}"]
+        rows.append(row)
+    header = ["labels", "baseline"]
+    for kind in kinds[1:]:
+        header += [kind, "gain, points (95 % interval), seeds won"]
+    return markdown(header, rows) + "\n\n" + measured(name)
+
+
+def table_fidelity(name="limited_labels"):
+    """Likeness to the teacher and calibration of each student, for each number of labels."""
+    kinds, counts, pairs = budgets(name)
+    [run] = read(name)["runs"]
+    rows = []
+    for title in [
+        "teacher",
+        *(f"{k}, {n} labels" for n in counts for k in kinds if (k, n) in pairs),
+    ]:
+        same = [row for row in run["rows"] if row["name"] == title]
+        mean = {
+            key: np.mean([row[key] for row in same]) for key in ("agreement", "kl", "ece", "nll")
+        }
+        row = [title, percent(mean["agreement"]), f"{round(mean['kl'], 3) + 0.0:.3f}"]
+        rows.append([*row, percent(mean["ece"]), f"{mean['nll']:.3f}"])
+    header = ["network", "same answer as the teacher", "KL to it", "ECE", "NLL"]
+    return markdown(header, rows) + "\n\nMeans over the seeds of the table above."
+
+
 def table_temperature():
     """Gradient norms with and without T², and the distances from the limit of high T."""
     [run] = read("temperature")["runs"]
@@ -374,19 +446,21 @@ def value(key):
 
 def value_of_variant(name, what):
     """`accuracy(row)`, `gain(row | other)`, `interval(row | other)`, `wins(row | other)`, `minutes`
-    (of the first run), and means over the runs of what else they report, by the names of its keys,
-    a row's name among them: `number(key | key)`, `seconds(...)`, `share(...)` and, divided,
-    `ratio(key | key / key | key)`."""
+    (of the first run), `labels_at(student | percent)` (how many labels an accuracy takes), and
+    means over the runs of what else they report, by the names of its keys, a row's name among them:
+    `number(key | key)`, `seconds(...)`, `share(...)` and, divided, `ratio(key / key)`."""
     runs = read(name)["runs"]
     kind, argument = re.fullmatch(r"(\w+)(?:\((.*)\))?", what).groups()
 
     def mean(keys):
+        first, *others = (key.strip() for key in keys.split("|"))
         found = []
         for run in runs:
-            node = {row["name"]: row for row in run["rows"]} | run
-            for key in keys.split("|"):
-                node = node[int(key) if isinstance(node, list) else key.strip()]
-            found.append(node)
+            nodes = [row for row in run["rows"] if row["name"] == first] or [run[first]]
+            for node in nodes:  # a row's name stands for each of that name
+                for key in others:
+                    node = node[int(key) if isinstance(node, list) else key]
+                found.append(node)
         return np.mean(found)
 
     if kind == "minutes":
@@ -401,6 +475,13 @@ def value_of_variant(name, what):
         over, under = argument.split(" / ")
         found = mean(over) / mean(under)
         return f"{found:.1f}" if found < 10 else f"{found:,.0f}"
+    if kind == "labels_at":
+        student, accuracy = argument.split("|")
+        _, counts, _ = budgets(name)
+        reached = [accuracies(name, f"{student.strip()}, {n} labels").mean() for n in counts]
+        # Between two numbers of labels, along a straight line over their logarithms.
+        count = np.exp(np.interp(float(accuracy) / 100, reached, np.log(counts)))
+        return f"{float(f'{count:.2g}'):,.0f}"
     rows = [accuracies(name, row.strip()) for row in argument.split("|")]
     if kind == "accuracy":
         return percent(rows[0].mean())

@@ -11,8 +11,9 @@ A large network with dropout teaches a small one, at a high temperature and from
 jittered. Then some digits are taken out of the transfer set: a student that has never seen a 3
 still knows most of them when it is told how frequent they are.
 
-    python examples/25_hinton_2015.py           # one seed: reckoned at 25 minutes
+    python examples/25_hinton_2015.py           # one seed: reckoned at 25 minutes on 2 CPU cores
     python examples/25_hinton_2015.py --quick   # a first look: under a minute
+
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 

@@ -31,6 +31,22 @@ OWN = {
         [["--temperatures", "0"], ["--holdout", "5000"], ["--teacher", "nowhere"]],
         None,  # it trains as script 15 does
     ),
+    "16_limited_labels.py": (
+        [["--temperature", "0"], ["--alpha", "2"], ["--seeds", "1"], ["--labels", "50", "50"],
+         ["--labels", "1297", "all"], ["--batch-size", "1"], ["--holdout", "5000"],
+         ["--teacher", "nowhere"], ["--schedule", "linear"]],
+        ["--epochs", "3", "--labels", "40"],
+    ),
+    "25_hinton_2015.py": (
+        [["--temperature", "0"], ["--temperatures", "0"], ["--units", "0"], ["--alpha", "2"],
+         ["--teacher-epochs", "-1"], ["--teacher-learning-rate", "0"], ["--holdout", "5000"]],
+        ["--epochs", "2", "--teacher-epochs", "2", "--temperatures", "4"],
+    ),
+    "advanced/controls.py": (
+        [["--temperature", "0"], ["--alpha", "2"], ["--seeds", "1"], ["--smoothings", "1"],
+         ["--smoothings", "0.1", "0.1"], ["--validation", "2000"], ["--teacher", "nowhere"]],
+        ["--epochs", "2", "--labels", "40"],
+    ),
     "17_ensemble_distillation.py": (
         [["--temperature", "0"], ["--alpha", "2"], ["--teachers", "1"], ["--teacher-labels", "5"],
          ["--teacher-labels", "5000"], ["--teacher-epochs", "-1"], ["--holdout", "5000"]],
