@@ -51,7 +51,6 @@ VARIANTS = {
     # Seed 70 had been run during the development of these.
     "self": ("examples/18_self_distillation.py", [], range(71, 76)),
     "online": ("examples/19_online_distillation.py", [], range(71, 76)),
-    # Of 16 and the controls: five seeds in one run, which share a teacher.
     "limited_labels": (
         "examples/16_limited_labels.py",
         ["--seeds", "5", "--teacher-seed", "3"],

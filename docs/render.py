@@ -330,52 +330,44 @@ def table_limited_tuning():
 
 
 def budgets(name):
-    """The numbers of labels in the rows "baseline, N labels" of a run, and the kinds of student."""
-    rows = [row["name"] for row in read(name)["runs"][0]["rows"] if ", " in row["name"]]
-    pairs = [(row.split(", ")[0], int(re.findall(r"\d+", row)[0])) for row in rows]
-    kinds, counts = (list(dict.fromkeys(x)) for x in zip(*pairs, strict=True))
-    return kinds, counts, set(pairs)
+    """The kinds of student in the rows "kind, N labels" of a run, and the numbers of labels."""
+    rows = [row["name"] for row in read(name)["runs"][0]["rows"]]
+    found = [re.fullmatch(r"(\w+), (\d+) labels", row) for row in rows]
+    pairs = [(m[1], int(m[2])) for m in found if m]
+    return tuple(list(dict.fromkeys(x)) for x in zip(*pairs, strict=True))
 
 
-def table_limited_labels(name="limited_labels"):
+def table_limited_labels():
     """Accuracy and gain of each student, for each number of labels."""
-    kinds, counts, pairs = budgets(name)
-    rows = []
-    for count in counts:
-        found = {
-            kind: accuracies(name, f"{kind}, {count} labels")
-            for kind in kinds
-            if (kind, count) in pairs
-        }
-        row = [f"{count:,}", percent(found["baseline"].mean())]
-        for kind in kinds[1:]:
-            if kind not in found:
-                row += ["–", "–"]
-                continue
-            points, interval, wins = in_words(found[kind], found["baseline"])
-            row += [percent(found[kind].mean()), f"{points} ({interval}), {wins}"]
-        rows.append(row)
-    header = ["labels", "baseline"]
-    for kind in kinds[1:]:
+    (baseline, *kinds), counts = budgets("limited_labels")
+    present = {row["name"] for row in read("limited_labels")["runs"][0]["rows"]}
+    rows, header = [], ["labels", baseline]
+    for kind in kinds:
         header += [kind, "gain, points (95 % interval), seeds won"]
-    return markdown(header, rows) + "\n\n" + measured(name)
+    for count in counts:
+        base = accuracies("limited_labels", f"{baseline}, {count} labels")
+        rows.append([f"{count:,}", percent(base.mean())])
+        for name in (f"{kind}, {count} labels" for kind in kinds):
+            if name not in present:
+                rows[-1] += ["–", "–"]
+                continue
+            found = accuracies("limited_labels", name)
+            points, interval, wins = in_words(found, base)
+            rows[-1] += [percent(found.mean()), f"{points} ({interval}), {wins}"]
+    return markdown(header, rows) + "\n\n" + measured("limited_labels")
 
 
-def table_fidelity(name="limited_labels"):
-    """Likeness to the teacher and calibration of each student, for each number of labels."""
-    kinds, counts, pairs = budgets(name)
-    [run] = read(name)["runs"]
+def table_fidelity():
+    """Likeness to the teacher and calibration of each network of script 16."""
+    [run] = read("limited_labels")["runs"]
     rows = []
-    for title in [
-        "teacher",
-        *(f"{k}, {n} labels" for n in counts for k in kinds if (k, n) in pairs),
-    ]:
-        same = [row for row in run["rows"] if row["name"] == title]
-        mean = {
-            key: np.mean([row[key] for row in same]) for key in ("agreement", "kl", "ece", "nll")
-        }
-        row = [title, percent(mean["agreement"]), f"{round(mean['kl'], 3) + 0.0:.3f}"]
-        rows.append([*row, percent(mean["ece"]), f"{mean['nll']:.3f}"])
+    for name in dict.fromkeys(row["name"] for row in run["rows"]):
+        agreement, kl, ece, nll = (
+            np.mean(utils.values(run["rows"], name, key))
+            for key in ("agreement", "kl", "ece", "nll")
+        )
+        kl = round(kl, 3) + 0.0  # no -0.000
+        rows.append([name, percent(agreement), f"{kl:.3f}", percent(ece), f"{nll:.3f}"])
     header = ["network", "same answer as the teacher", "KL to it", "ECE", "NLL"]
     return markdown(header, rows) + "\n\nMeans over the seeds of the table above."
 
@@ -477,7 +469,7 @@ def value_of_variant(name, what):
         return f"{found:.1f}" if found < 10 else f"{found:,.0f}"
     if kind == "labels_at":
         student, accuracy = argument.split("|")
-        _, counts, _ = budgets(name)
+        _, counts = budgets(name)
         reached = [accuracies(name, f"{student.strip()}, {n} labels").mean() for n in counts]
         # Between two numbers of labels, along a straight line over their logarithms.
         count = np.exp(np.interp(float(accuracy) / 100, reached, np.log(counts)))

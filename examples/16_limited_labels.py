@@ -189,7 +189,8 @@ def train_limited(kind, recipe, data, labelled, config, table=None):
     transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
     optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
     phase = utils.Phase(kind, config.output_dir, recipe, data, **more)
-    rest = data.train.take(~np.isin(data.train.index, labelled.index))
+    if kind == "transfer":
+        rest = data.train.take(~np.isin(data.train.index, labelled.index))
     step = nnx.cached_partial(function, model, optimizer)
     for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
         draws = recipe.batch_size, recipe.seed, epoch

@@ -200,12 +200,12 @@ def bias_for_share(logits, classes, share):
 
 def best_bias(logits, classes, label):
     """What to add to the logits [N, C] of `classes` for the fewest errors against labels [N]."""
-    tried = np.sort(margins(logits, classes))  # between two of them no answer changes
+    margin = margins(logits, classes)  # between two of them no answer changes
     inside = add(logits, classes, 1e6).argmax(axis=1) != label  # wrong where `classes` win
     outside = add(logits, classes, -1e6).argmax(axis=1) != label  # wrong where they do not
-    order = np.argsort(margins(logits, classes))
+    order = np.argsort(margin)
     errors = np.cumsum(inside[order]) + outside.sum() - np.cumsum(outside[order])
-    return float(tried[np.argmin(errors[:-1]) :][:2].mean())
+    return float(margin[order][np.argmin(errors[:-1]) :][:2].mean())
 
 
 def add(logits, classes, bias):

@@ -83,8 +83,7 @@ RULES = {
     "smoothing": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "ambiguous": (lambda v: 0 <= v <= 1, "from 0 to 1"),
 }
-PLURALS = {"temperatures": "temperature", "alphas": "alpha"}
-PLURALS |= {"smoothings": "smoothing", "units": "unit"}
+PLURALS = {f"{name}s": name for name in ("temperature", "alpha", "smoothing", "unit")}
 
 
 def parse(config_class, argv=None):
@@ -754,13 +753,13 @@ def rows(runs, logits, data):
     """
     answers, found = {name: x.argmax(-1) for name, x in logits.items()}, []
     label = data.test.label
+    teacher_probs = jax.nn.softmax(logits["teacher"]) if "teacher" in logits else None
     for name, (model, phase) in runs.items():
         errors = int((answers[name] != label).sum())
         row = {"name": name, "seed": phase.settings["seed"], "params": count_params(model)}
         row |= _score(errors, data) | _calibration(logits[name], label)
         if "teacher" in answers:
             row["agreement"] = float((answers[name] == answers["teacher"]).mean())
-            teacher_probs = jax.nn.softmax(logits["teacher"])
             kl = optax.losses.kl_divergence(jax.nn.log_softmax(logits[name]), teacher_probs)
             row["kl"] = float(kl.mean())
         row |= {"seconds": phase.seconds, **phase.notes}
@@ -795,10 +794,14 @@ def paired(a, b):
     return gain.mean(), (gain.mean() - half, gain.mean() + half), int((gain > 0).sum())
 
 
+def values(rows, name, key):
+    """What the rows of one name hold under a key, in the order of the rows."""
+    return [row[key] for row in rows if row["name"] == name]
+
+
 def compare(rows, name, other, data):
     """In words: how much more accurate the rows of one name are than those of another, paired."""
-    accuracy = f"{data.scored_on}_accuracy"
-    a, b = ([row[accuracy] for row in rows if row["name"] == x] for x in (name, other))
+    a, b = (values(rows, x, f"{data.scored_on}_accuracy") for x in (name, other))
     gain, (low, high), wins = paired(a, b)
     interval = f"(95 %: {100 * low:+.2f} to {100 * high:+.2f})"
     return f"{100 * gain:+.2f} points {interval}, {wins} of {len(a)} seeds"
@@ -848,8 +851,7 @@ def draw_labels(rows, kinds, budgets, data):
     from matplotlib.figure import Figure
 
     def found(kind, count, key):
-        name = f"{kind}, {count} labels"
-        return [100 * row[key] for row in rows if row["name"] == name]
+        return [100 * x for x in values(rows, f"{kind}, {count} labels", key)]
 
     score = f"{data.scored_on}_accuracy"
     titles = {score: f"{data.scored_on} accuracy, %", "gain": f"gain over the {kinds[0]}, points"}
@@ -885,7 +887,7 @@ def draw_gains(rows, names, data, baseline="baseline"):
     figure = Figure(figsize=(10, 1 + 0.45 * len(names)), layout="constrained")
     axes, score = figure.subplots(), f"{data.scored_on}_accuracy"
     for y, name in enumerate(names):
-        a, b = ([100 * r[score] for r in rows if r["name"] == x] for x in (name, baseline))
+        a, b = (100 * np.array(values(rows, x, score)) for x in (name, baseline))
         gain, (low, high), _ = paired(a, b)
         axes.plot(np.subtract(a, b), [y] * len(a), "o", color="0.7")
         axes.errorbar(gain, y, xerr=[[gain - low], [high - gain]], fmt="ko", capsize=4)

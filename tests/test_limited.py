@@ -4,7 +4,6 @@ import itertools
 import json
 
 import jax
-import measure
 import numpy as np
 import optax
 import pytest
@@ -127,7 +126,7 @@ def test_second_batches_hold_no_labelled_image(limited, digits, monkeypatch, tmp
 # %% Fidelity and calibration
 
 
-def test_fidelity_and_calibration(digits):
+def test_fidelity_and_calibration(limited, digits):
     logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]]).astype(np.float32)
     label = np.array([0, 1, 1, 1])
     found = utils._calibration(logits, label)
@@ -138,8 +137,7 @@ def test_fidelity_and_calibration(digits):
     np.testing.assert_allclose(list(sure.values()), 0, atol=1e-6)
     data = digits._replace(test=digits.test.take(slice(8)))
     model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
-    phase = utils.Phase("x", "unused", measure.load("examples/16_limited_labels.py").Recipe(
-        0, 1, 1, 1.0, "constant"), data)  # fmt: skip
+    phase = utils.Phase("x", "unused", limited.Recipe(0, 1, 1, 1.0, "constant"), data)
     runs, logits = {"student": (model, phase)}, {"student": STUDENT, "teacher": TEACHER}
     [row] = utils.rows(runs, logits, data)
     p, q = log_softmax(TEACHER, -1), log_softmax(STUDENT, -1)
