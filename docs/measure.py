@@ -56,8 +56,20 @@ VARIANTS = {
         ["--seeds", "5", "--teacher-seed", "3"],
         [80],  # the first of five, which share a teacher
     ),
+    # The same pairs with all labels, but at a constant rate.
+    "constant": (
+        "examples/16_limited_labels.py",
+        ["--labels", "all", "--schedule", "constant", "--epochs", "10", "--seeds", "5",
+         "--teacher-seed", "3", "--teacher", "runs/measure/limited_labels/80"],
+        [80],
+    ),
+    "controls": (
+        "examples/advanced/controls.py",
+        ["--seeds", "5", "--teacher-seed", "3", "--teacher", "runs/measure/limited_tuning/teacher"],
+        [90],  # the first of five
+    ),
     "cross_modal": ("examples/20_cross_modal_distillation.py", [], range(71, 76)),
-}
+}  # fmt: skip
 GRID = {  # labels: (learning rates, epochs, seeds)
     "1000": ((1e-2, 2e-2, 4e-2, 8e-2), (30, 60), (1, 2, 3)),
     "all": ((1e-2, 2e-2, 4e-2), (3, 4, 6), (1, 2)),

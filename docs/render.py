@@ -16,6 +16,7 @@ import re
 import sys
 from pathlib import Path
 
+import measure
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
@@ -75,6 +76,8 @@ VARIANTS = {
         ("all of 4 baselines apart", "members of 4 mutual peers"),
     ],
     "limited_labels": [],
+    "constant": [],
+    "controls": [],
     "cross_modal": [
         ("image student", "image teacher"),
         ("zero-shot", "image student"),
@@ -372,6 +375,96 @@ def table_fidelity():
     return markdown(header, rows) + "\n\nMeans over the seeds of the table above."
 
 
+def table_constant():
+    """With all labels: the students of a constant rate beside those of a cycle, by the seed."""
+    rows = []
+    names = [f"{kind}, 60000 labels" for kind in ("baseline", "distilled")]
+    for name, title in (("constant", "constant, 10 epochs"), ("limited_labels", "cycle, searched")):
+        baseline, distilled = (accuracies(name, row) for row in names)
+        points, interval, wins = in_words(distilled, baseline)
+        row = [title, percent(baseline.mean()), percent(distilled.mean())]
+        rows.append([*row, f"{points} ({interval})", wins])
+    header = ["learning rate", "baseline", "distilled", "gain, points (95 % interval)", "seeds won"]
+    return f"{markdown(header, rows)}\n\n{measured('constant')}"
+
+
+def table_controls():
+    """Each control against the baseline, and the distilled student against each control."""
+    [run] = read("controls")["runs"]
+    rows, distilled = [], accuracies("controls", "distilled")
+    baseline, same = accuracies("controls", "baseline"), run["alpha_1_is_baseline"]
+    for name in dict.fromkeys(row["name"] for row in run["rows"]):
+        found, differences = accuracies("controls", name), []
+        for a, b in ((found, baseline), (distilled, found)):
+            points, interval, wins = in_words(a, b) if len(found) == len(baseline) else [""] * 3
+            differences += [f"{points} ({interval}), {wins}"]
+        if name == "alpha 1" and all(same):
+            differences[0] = f"the same bits, {len(same)} of {len(same)}"
+        if "teacher" in name.split()[:2]:
+            differences = ["–", "–"]
+        hidden = {"baseline": 0, "distilled": 1}.get(name)
+        if hidden is not None:
+            differences[hidden] = "–"
+        agreement = np.mean(utils.values(run["rows"], name, "agreement"))
+        rows.append([name, percent(found.mean()), *differences, percent(agreement)])
+    header = ["network", "test accuracy, mean", "it − baseline, points (95 % interval), seeds won"]
+    header += ["distilled − it", "same answer as the teacher"]
+    return f"{markdown(header, rows)}\n\n{measured('controls')}"
+
+
+def table_smoothing():
+    """The amounts of label smoothing that were tried, and what they came to."""
+    [run] = read("controls")["runs"]
+    rows = []
+    for amount, errors in run["smoothing_errors"].items():
+        mean = f"{np.mean(errors):.0f}"
+        mean = f"**{mean}**" if float(amount) == run["smoothing"] else mean
+        rows.append([amount, mean, ", ".join(map(str, errors))])
+    header = ["smoothing", f"errors on {run['validation']:,} validation images, mean", "each seed"]
+    return f"{markdown(header, rows)}\n\nThe chosen amount in bold. {measured('controls')}"
+
+
+def of_row(name, row, key):
+    """What the row of a name holds under a key, in each run of a variant: [seeds]."""
+    found = [utils.values(run["rows"], row, key) for run in read(name)["runs"]]
+    return np.array(found)[:, 0]
+
+
+def table_hinton():
+    """Test errors beside those of the paper, with their spread over the seeds."""
+    paper = measure.load(measure.VARIANTS["hinton"][0]).PAPER
+    runs, rows = read("hinton")["runs"], []
+    for name in (row["name"] for row in runs[0]["rows"] if "units" not in row["name"]):
+        errors, threes = (of_row("hinton", name, x) for x in ("test_errors", "errors_on_threes"))
+        row = [name, f"{paper[name]:,}" if name in paper else ""]
+        row.append(f"{errors.mean():.1f} ± {errors.std(ddof=1):.1f}")
+        row += [f"{errors.min()} to {errors.max()}", f"{threes.mean():.1f}"]
+        split, _, mended = name.partition(", ")
+        key = "best_bias" if "best" in mended else "bias"
+        biases = [run[split][key] for run in runs] if mended else []
+        row.append(f"{min(biases):+.1f} to {max(biases):+.1f}" if biases else "")
+        rows.append(row)
+    header = ["network", "errors in the paper", "errors here, mean ± sd", "lowest to highest"]
+    header += ["of them on threes, mean", "added to the biases"]
+    return f"{markdown(header, rows)}\n\n{measured('hinton')}"
+
+
+def table_hinton_temperatures():
+    """Mean test errors of the smaller networks for each temperature."""
+    first, *_ = read("hinton")["runs"]
+    found = {}
+    for row in first["rows"]:
+        if match := re.fullmatch(r"(\d+) units at T = (\S+)", row["name"]):
+            errors = of_row("hinton", row["name"], "test_errors")
+            found.setdefault(match[1], {})[match[2]] = errors
+    rows = []
+    for units, by_temperature in found.items():
+        cells = [f"{x.mean():.1f} ± {x.std(ddof=1):.1f}" for x in by_temperature.values()]
+        rows.append([f"{units} units a layer", *cells])
+    header = ["test errors, mean ± sd", *(f"T = {t}" for t in next(iter(found.values())))]
+    return f"{markdown(header, rows)}\n\n{measured('hinton')}"
+
+
 def table_temperature():
     """Gradient norms with and without T², and the distances from the limit of high T."""
     [run] = read("temperature")["runs"]
@@ -439,7 +532,8 @@ def value(key):
 def value_of_variant(name, what):
     """`accuracy(row)`, `gain(row | other)`, `interval(row | other)`, `wins(row | other)`, `minutes`
     (of the first run), `labels_at(student | percent)` (how many labels an accuracy takes), and
-    means over the runs of what else they report, by the names of its keys, a row's name among them:
+    means over the runs of a row's `errors(row)` and of what else they report, by the names of its
+    keys, a row's name among them:
     `number(key | key)`, `seconds(...)`, `share(...)` and, divided, `ratio(key / key)`."""
     runs = read(name)["runs"]
     kind, argument = re.fullmatch(r"(\w+)(?:\((.*)\))?", what).groups()
@@ -457,6 +551,8 @@ def value_of_variant(name, what):
 
     if kind == "minutes":
         return f"{runs[0]['seconds']['total'] / 60:.0f} minutes"
+    if kind == "errors":
+        return f"{of_row(name, argument, 'test_errors').mean():.1f}"
     if kind == "number":
         return f"{mean(argument):.3g}"
     if kind == "seconds":

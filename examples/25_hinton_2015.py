@@ -22,6 +22,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import utils
@@ -66,12 +67,12 @@ PAPER = {
 class DenseNet(nnx.Module):
     """Two hidden layers of rectified linear units: [B, 28, 28, 1] to logits [B, classes]."""
 
-    def __init__(self, units, dropout=False, num_classes=10, *, rngs):
+    def __init__(self, units, dropout=(0.0, 0.0), num_classes=10, *, rngs):
         self.dense1 = nnx.Linear(28 * 28, units, rngs=rngs)
         self.dense2 = nnx.Linear(units, units, rngs=rngs)
         self.dense3 = nnx.Linear(units, num_classes, rngs=rngs)
-        self.drop_input = nnx.Dropout(0.2 if dropout else 0.0, rngs=rngs)
-        self.drop_hidden = nnx.Dropout(0.5 if dropout else 0.0, rngs=rngs)
+        self.drop_input = nnx.Dropout(dropout[0], rngs=rngs)
+        self.drop_hidden = nnx.Dropout(dropout[1], rngs=rngs)
 
     def __call__(self, x, train=False):
         x = self.drop_input(x.reshape(len(x), -1), deterministic=not train)
@@ -159,12 +160,32 @@ def make_transform(learning_rate, schedule, steps):
     return optax.adam(learning_rate)
 
 
-def train_dense(name, network, recipe, data, split, config, table=None, jittered=False, **how):
+@functools.cache
+def constrained(transform, longest):
+    """The same updates, but the weights that come into a unit [inputs, units] are scaled down
+    to the length `longest` where they would be longer (Hinton et al., 2012, arXiv:1207.0580)."""
+
+    def shorten(update, param):
+        moved = param + update
+        if moved.ndim < 2:
+            return update
+        return moved * jnp.minimum(1, longest / jnp.linalg.norm(moved, axis=0)) - param
+
+    return optax.chain(
+        transform, optax.stateless(lambda updates, params: jax.tree.map(shorten, updates, params))
+    )
+
+
+def train_dense(
+    name, network, recipe, data, split, config, table=None, jittered=False, longest=None, **how
+):
     """Trains a network on the labels of a split or, with a table [N, C] of the teacher's logits by
     the images' index, on both. Returns it and its `utils.Phase`."""
     model, tables, more = network(rngs=nnx.Rngs(recipe.seed)), {}, how | {"jittered": jittered}
     steps = recipe.epochs * (len(split.label) // recipe.batch_size)
     transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    if longest:
+        transform, more["longest"] = constrained(transform, longest), longest
     optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
     step = nnx.cached_partial(train_step, model, optimizer)
     if table is not None:
@@ -258,7 +279,7 @@ def main(config):
         runs[name] = train_dense(name.replace(" ", "_"), *common, **how)
         logits[name] = utils.predict(runs[name][0], data.test)
 
-    large, small = functools.partial(DenseNet, 1200, True), functools.partial(DenseNet, 800)
+    large, small = functools.partial(DenseNet, 1200, (0.2, 0.5)), functools.partial(DenseNet, 800)
     train("large net", large, for_large, data.train, jittered=True)
     train("small net", small, for_small, data.train)
     table = utils.predict_by_index(runs["large net"][0], data.train)

@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import optax
 import pytest
 import utils
 from conftest import EXAMPLES, exhibit, load
@@ -43,6 +44,22 @@ def jittered_images_are_moved(hinton, u):
     np.testing.assert_array_equal(image, before)
 
 
+# %% The constraint on the weights
+
+
+def units_with_long_weights_are_scaled_down(hinton, u):
+    params = {"kernel": RNG.normal(size=(9, 12)).astype(np.float32), "bias": np.ones(12)}
+    grads = {"kernel": RNG.normal(size=(9, 12)).astype(np.float32), "bias": -9 * np.ones(12)}
+    transform = hinton.constrained(optax.sgd(1.0), 4.0)
+    updates, _ = transform.update(grads, transform.init(params), params)
+    found = optax.apply_updates(params, updates)
+    free = params["kernel"] - grads["kernel"]
+    length = np.sqrt((free**2).sum(0))
+    assert 0 < (length > 4).sum() < 12, "some are too long, some are not"
+    np.testing.assert_allclose(found["kernel"], free * np.minimum(1, 4 / length), atol=1e-5)
+    np.testing.assert_allclose(found["bias"], 10, err_msg="biases are free")
+
+
 # %% Biases
 
 
@@ -65,6 +82,9 @@ def the_share_of_the_answers_is_the_one_asked_for(hinton, u):
          "np.roll(image, (y - 2, x - 2), (1, 2))[chosen]"),
         (jittered_images_are_moved, "size=(len(image), 2))",
          "size=(1, 2)).repeat(len(image), 0)"),
+        (units_with_long_weights_are_scaled_down,
+         "jnp.linalg.norm(moved, axis=0)", "jnp.linalg.norm(moved, axis=1, keepdims=True)"),
+        (units_with_long_weights_are_scaled_down, "moved = param + update", "moved = param"),
         (the_share_of_the_answers_is_the_one_asked_for,
          "logits[:, ~among].max(axis=1) - logits[:, among].max(axis=1)",
          "logits[:, ~among].max(axis=1) - logits[:, among].mean(axis=1)"),
@@ -72,7 +92,8 @@ def the_share_of_the_answers_is_the_one_asked_for(hinton, u):
          "np.quantile(margins(logits, classes), share)",
          "-np.quantile(margins(logits, classes), share)"),
     ],
-    ids=["wraps around", "one shift for all", "mean of the classes", "lowered for raised"],
+    ids=["wraps around", "one shift for all", "per input", "before the update",
+         "mean of the classes", "lowered for raised"],
 )  # fmt: skip
 def test_museum(check, right, wrong):
     exhibit(check, SCRIPT, SCRIPT, right, wrong)
@@ -103,7 +124,7 @@ def test_what_is_added_changes_no_other_class(hinton):
 
 
 def test_networks_of_the_paper(hinton):
-    large, small = (hinton.DenseNet(*how, rngs=nnx.Rngs(0)) for how in ((1200, True), (800, False)))
+    large, small = (hinton.DenseNet(*how, rngs=nnx.Rngs(0)) for how in ((1200, (0.2, 0.5)), (800,)))
     assert utils.count_params(large) == 785 * 1200 + 1201 * 1200 + 1201 * 10
     assert utils.count_params(small) == 785 * 800 + 801 * 800 + 801 * 10
     image = RNG.random((4, 28, 28, 1)).astype(np.float32)
