@@ -3,11 +3,14 @@
     python docs/measure.py tuning default all_labels digits     # about 50 minutes
     python docs/measure.py grid temperature ensemble            # about 80 minutes
     python docs/measure.py self online cross_modal              # about an hour
-    python docs/measure.py limited_tuning limited_labels        # about 2 hours
+    python docs/measure.py evidence                             # scripts 16, 25 and the controls
     python docs/render.py                                       # then the tables and figures
 
+    python docs/measure.py again limited_labels 80 --labels 1000   # the same errors as committed?
+
 `all_labels` needs the teacher of `default`. Stopped, each goes on where it was. MNIST is
-found as the scripts find it (MNIST_DATA_DIR, an earlier download, a download).
+found as the scripts find it (MNIST_DATA_DIR, an earlier download, a download). `again` runs one
+seed from nothing, with further flags of the script, and compares its errors with docs/results.
 """
 
 import dataclasses
@@ -22,6 +25,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,6 +83,8 @@ LIMITED_EPOCHS = {100: (274, 548), 250: (150, 300), 1000: (60, 120), 5000: (21,)
 LIMITED_RATES, LIMITED_SEEDS = (1e-2, 3e-2, 8e-2), {100: 4, 250: 4, 1000: 2, 5000: 2}
 TEACHER_EPOCHS, TEACHER_SEEDS = (2, 3), (0, 1)
 HOLDOUT = 10_000
+# In this order: one part takes over the teacher of another.
+EVIDENCE = ("limited_tuning", "limited_labels", "constant", "controls", "hinton")
 
 
 def load(script):
@@ -96,11 +102,11 @@ def write(name, content):
     utils.write_whole(RESULTS / f"{name}.json", text.encode())
 
 
-def run(name, script, flags, seed):
-    """Runs a script with a seed, in a process of its own; the report that it left. A seed's folder
-    lies beside those of the others."""
-    folder = f"runs/measure/{name}/{seed}"
-    command = [sys.executable, script, *flags, "--seed", str(seed), "--output-dir", folder]
+def run(script, flags, seed, folder):
+    """Runs a script with a seed, in a process of its own; the report that it left. `4N` among
+    the flags stands for four times the seed."""
+    flags = [str(4 * seed) if flag == "4N" else flag for flag in flags]
+    command = [sys.executable, script, "--seed", str(seed), "--output-dir", folder, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
@@ -130,7 +136,8 @@ def experiment(name):
     for seed in seeds:
         taken = ["--teacher", f"runs/measure/{teacher}/{first_seed}"]
         flags = [] if (teacher, first_seed) == (name, seed) else taken
-        reports.append(run(name, SCRIPT, [*arguments, *flags], seed))
+        folder = f"runs/measure/{name}/{seed}"
+        reports.append(run(SCRIPT, [*arguments, *flags], seed, folder))
         rows = {
             row["name"]: {k: v for k, v in row.items() if k not in ("name", "settings", "history")}
             for row in reports[-1]["results"]
@@ -159,8 +166,8 @@ def variant(name):
     script, arguments, seeds = VARIANTS[name]
     reports, runs = [], []
     for seed in seeds:
-        flags = [str(4 * seed) if flag == "4N" else flag for flag in arguments]
-        reports.append(run(name, script, flags, seed))
+        # A seed's folder lies beside those of the others.
+        reports.append(run(script, arguments, seed, f"runs/measure/{name}/{seed}"))
         left_out = ("settings", "history", "epoch_seconds")
         rows = [
             {k: v for k, v in row.items() if k not in left_out}
@@ -172,6 +179,26 @@ def variant(name):
         runs.append({"seed": seed, "rows": rows, **more})
         print(f"{name}, seed {seed}", flush=True)
     write(name, about(name, script, arguments, seeds, reports[0]) | {"runs": runs})
+
+
+def again(name, seed, *flags):
+    """Runs one seed of a variant from nothing, if wanted with other flags (fewer labels), and
+    compares the test errors of each row with those of the committed row of its name and seed."""
+    script, arguments, _ = VARIANTS[name]
+    folder, committed = f"runs/again/{name}", json.loads((RESULTS / f"{name}.json").read_text())
+    shutil.rmtree(ROOT / folder, ignore_errors=True)
+    report = run(script, [*arguments, *flags], int(seed), folder)
+    rows = itertools.chain.from_iterable(x["rows"] for x in committed["runs"])
+    before, now = (
+        {(row["name"], row["seed"]): row["test_errors"] for row in x}
+        for x in (rows, report["results"])
+    )
+    both = sorted(now.keys() & before.keys())
+    others = [key for key in both if now[key] != before[key]]
+    for key in others:
+        print(f"{key[0]}, seed {key[1]}: {now[key]:,} errors, committed are {before[key]:,}")
+    print(f"{len(both) - len(others)} of {len(both)} rows have the test errors that are committed")
+    return not both or bool(others)
 
 
 def tuning():
@@ -259,11 +286,16 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     RESULTS.mkdir(exist_ok=True)
     utils.use_huge_pages()
-    names = sys.argv[1:]
+    if len(sys.argv) > 3 and sys.argv[1] == "again" and sys.argv[2] in VARIANTS:
+        sys.exit(again(*sys.argv[2:]))
+    names = [x for name in sys.argv[1:] for x in (EVIDENCE if name == "evidence" else [name])]
     known = {"tuning": tuning, "limited_tuning": limited_tuning}
     known |= {name: functools.partial(experiment, name) for name in EXPERIMENTS}
     known |= {name: functools.partial(variant, name) for name in VARIANTS}
     if not names or not set(names) <= set(known):
-        sys.exit(f"usage: python docs/measure.py [{'|'.join(known)}] ...")
+        usage = f"usage: python docs/measure.py [evidence|{'|'.join(known)}] ..."
+        sys.exit(f"{usage}\n       python docs/measure.py again [{'|'.join(VARIANTS)}] SEED ...")
     for wanted in names:
+        begun = time.perf_counter()
         known[wanted]()
+        print(f"{wanted}: {(time.perf_counter() - begun) / 60:.0f} minutes", flush=True)
