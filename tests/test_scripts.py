@@ -11,7 +11,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS
+import utils
+from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS, load
 
 # What may differ between scripts of the same name; all else is identical to the letter.
 OWN = {"Config", "main", "plan", "draw"}
@@ -169,10 +170,14 @@ def test_inline_metadata_is_of_the_requirements(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_explains_every_flag(script):
-    done = run(ROOT, EXAMPLES / script, "--help")
-    assert done.returncode == 0
-    assert "--output-dir" in done.stdout
-    flags = re.findall(r"^  (--\S+)(?: \S+|, --\S+)?\s*(.*)$(?:\n {10,}(.*))?", done.stdout, re.M)
+def test_help_explains_every_flag(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    module = load(EXAMPLES / script, name="helping")
+    with pytest.raises(SystemExit) as stopped:
+        utils.run(module.main, module.Config)
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--output-dir" in shown
+    flags = re.findall(r"^  (--\S+)(?: \S+|, --\S+)?\s*(.*)$(?:\n {10,}(.*))?", shown, re.M)
     for flag, same_line, next_line in flags:
         assert same_line or next_line, f"{flag} has no help"

@@ -197,24 +197,24 @@ def train_control(name, network, recipe, data, split, folder, loss=hard_loss, ta
 def controls(labelled, recipe, table, weak, data, config):
     """What there is to train from one labelled split: {name: (recipe, split, how)}. The tables
     [N, C] hold the logits of the teacher and of the weak teacher by the images' index."""
-    own = {"loss": teacher_loss, "temperature": config.temperature, "alpha": config.alpha}
+    soft = {"loss": teacher_loss, "temperature": config.temperature, "alpha": config.alpha}
     steps = recipe.epochs * (len(labelled.label) // recipe.batch_size)
     everything = data.train.take(slice(max(1, steps) * recipe.batch_size))  # or all there are
     epochs = max(1, round(steps / (len(everything.label) // recipe.batch_size)))
     through, twice = recipe._replace(epochs=epochs), recipe._replace(epochs=2 * recipe.epochs)
     permuted = permute_dark_knowledge(table, np.random.default_rng([recipe.seed, 18]))
     answers = table.argmax(-1).astype(np.int32)  # of the teacher, in the place of labels:
-    own_told, all_told = (x._replace(label=answers[x.index]) for x in (labelled, everything))
+    told, all_told = (x._replace(label=answers[x.index]) for x in (labelled, everything))
     return {
         "baseline": (recipe, labelled, {}),
-        "distilled": (recipe, labelled, own | {"table": table}),
-        "alpha 1": (recipe, labelled, own | {"table": table, "alpha": 1.0}),
+        "distilled": (recipe, labelled, soft | {"table": table}),
+        "alpha 1": (recipe, labelled, soft | {"table": table, "alpha": 1.0}),
         "twice the steps": (twice, labelled, {}),
-        "hard pseudo-labels": (recipe, own_told, {}),
-        "permuted dark knowledge": (recipe, labelled, own | {"table": permuted}),
-        "of the weak teacher": (recipe, labelled, own | {"table": weak}),
+        "hard pseudo-labels": (recipe, told, {}),
+        "permuted dark knowledge": (recipe, labelled, soft | {"table": permuted}),
+        "of the weak teacher": (recipe, labelled, soft | {"table": weak}),
         "hard pseudo-labels on all images": (through, all_told, {}),
-        "soft targets on all images": (through, everything, own | {"table": table, "alpha": 0.0}),
+        "soft targets on all images": (through, everything, soft | {"table": table, "alpha": 0.0}),
     } | {
         f"label smoothing {x:.12g}": (recipe, labelled, {"loss": smoothed_loss, "smoothing": x})
         for x in config.smoothings
@@ -267,12 +267,12 @@ def main(config):
     rows = utils.rows({"teacher": (teacher, phase)}, {"teacher": answers}, data)
     for labelled, base in students:
         utils.banner(f"SEED {base.seed}")
-        once = recipe._replace(epochs=1, batch_size=base.batch_size)
-        weak = train_control("weak_teacher", TeacherCNN, once, tuning, labelled, folder)
+        one_epoch = recipe._replace(epochs=1, batch_size=base.batch_size)
+        weak = train_control("weak_teacher", TeacherCNN, one_epoch, tuning, labelled, folder)
         runs.setdefault("weak teacher", []).append(weak)
         tables = table, utils.predict_by_index(weak[0], tuning.train)
-        for name, (own, split, how) in controls(labelled, base, *tables, tuning, config).items():
-            arguments = name.replace(" ", "_"), StudentCNN, own, tuning, split, folder
+        for name, (each, split, how) in controls(labelled, base, *tables, tuning, config).items():
+            arguments = name.replace(" ", "_"), StudentCNN, each, tuning, split, folder
             runs.setdefault(name, []).append(train_control(*arguments, **how))
     smoothed = {x: runs.pop(f"label smoothing {x:.12g}") for x in config.smoothings}
     errors = {x: [run.notes["validation_errors"] for _, run in smoothed[x]] for x in smoothed}
