@@ -34,12 +34,12 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/13_teacher_training"  # for results, figure and checkpoints
     seed: int = 0  # of initial weights, batches and dropout
-    epochs: int | None = None  # else 3, digits 20, quick 4
+    epochs: int | None = None  # else 3, digits 20, quick 2
     batch_size: int = 128  # images
     learning_rate: float | None = None  # peak of the cycle (5e-3) or constant (1e-3)
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 4 epochs
+    quick: bool = False  # a first look: 2,000 training and test images, 2 epochs
 
 
 # %% Model
@@ -139,7 +139,7 @@ def train_teacher(data, recipe, output_dir):
 
 def main(config):
     data = utils.start(config)
-    default = 4 if config.quick else 20 if data.name == "digits" else 3
+    default = 2 if config.quick else 20 if data.name == "digits" else 3
     epochs = utils.given(config.epochs, default)
     rate = 1e-3 if config.schedule == "constant" else 5e-3
     rate = utils.given(config.learning_rate, rate)

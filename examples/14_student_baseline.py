@@ -41,7 +41,7 @@ class Config:
     learning_rate: float | None = None  # peak of the cycle (else by labels) or constant (1e-3)
     schedule: str = "onecycle"  # of the learning rate: onecycle or constant
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Model

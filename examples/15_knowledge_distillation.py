@@ -44,11 +44,11 @@ class Config:
     cache_teacher: bool = True  # compute the teacher's logits once, not in every step
     teacher: str | None = None  # output folder of a run whose teacher to use
     teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    teacher_epochs: int | None = None  # of the teacher; else 3, digits 20, quick 4
+    teacher_epochs: int | None = None  # of the teacher; else 3, digits 20, quick 2
     teacher_batch_size: int = 128  # of the teacher, images
     teacher_learning_rate: float | None = None  # of the teacher: peak (5e-3) or constant (1e-3)
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Models
@@ -250,7 +250,7 @@ def student_recipe(config, labels):
 def plan(config, data):
     """The labelled images and the recipes of teacher and student, from flags and defaults."""
     quick, digits = config.quick, data.name == "digits"
-    epochs = utils.given(config.teacher_epochs, 4 if quick else 20 if digits else 3)
+    epochs = utils.given(config.teacher_epochs, 2 if quick else 20 if digits else 3)
     rate = 1e-3 if config.schedule == "constant" else 5e-3
     rate, batch_size = utils.given(config.teacher_learning_rate, rate), config.teacher_batch_size
     utils.check_batch("--teacher-batch-size", batch_size, len(data.train.label))

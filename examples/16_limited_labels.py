@@ -48,7 +48,7 @@ class Config:
     teacher: str | None = None  # output folder of a run whose teacher to use
     teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 2 numbers of labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, fewer labels and steps
 
 
 # %% Models
@@ -235,7 +235,7 @@ def recipe_for(kind, labels, seed, config):
 def plan(config, data):
     """The teacher's recipe, the numbers of labels, and of each student kind, images and recipe."""
     quick, digits, total = config.quick, data.name == "digits", len(data.train.label)
-    epochs = 4 if quick else 20 if digits else 3
+    epochs = 2 if quick else 20 if digits else 3
     for_teacher = Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
     budgets = ("50", "100", "300", "all") if digits else ("100", "250", "1000", "5000", "all")
     budgets = ("100", "500") if quick else budgets

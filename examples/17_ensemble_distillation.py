@@ -46,9 +46,9 @@ class Config:
     subsets: bool = False  # each teacher draws its own images; else all have the same
     teacher_seed: int = 0  # of the first teacher: images, weights, dropout, batches; then + 1, ...
     teacher_labels: str | None = None  # labelled images of a teacher, or all; else at most 3000
-    teacher_epochs: int | None = None  # of each; else 15 for 3,000 labels, digits 20, quick 4
+    teacher_epochs: int | None = None  # of each; else 15 for 3,000 labels, digits 20, quick 2
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Models
@@ -234,7 +234,7 @@ def plan(config, data):
     images, most = min(3_000, total // 2 if config.subsets else total), total - int(config.subsets)
     images = total if config.teacher_labels == "all" else int(config.teacher_labels or images)
     utils.require(128 <= images <= most, f"--teacher-labels {images}: must be from 128 to {most}")
-    epochs = 4 if quick else 20 if digits else max(3, round(15 * (3000 / images) ** 0.75))
+    epochs = 2 if quick else 20 if digits else max(3, round(15 * (3000 / images) ** 0.75))
     rate = 1e-3 if config.schedule == "constant" else 5e-3
     how = utils.given(config.teacher_epochs, epochs), 128, rate, config.schedule
     teachers, first = [], config.teacher_seed

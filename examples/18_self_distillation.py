@@ -45,7 +45,7 @@ class Config:
     temperature: float = 3.0  # T of the self-distilled copy and of the exits; generations have 1
     alpha: float = 0.5  # weight of the labels wherever there is a teacher; it has 1 - alpha
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Models

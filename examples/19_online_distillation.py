@@ -43,7 +43,7 @@ class Config:
     alpha: float = 0.5  # weight of the labels; the teacher has 1 - alpha
     mutual_temperature: float = 1.0  # T between peers; the paper's is 1
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Models

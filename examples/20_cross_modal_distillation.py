@@ -43,7 +43,7 @@ class Config:
     batch_size: int | None = None  # pairs; else 128, quick and digits 32
     learning_rate: float = 1e-3  # peak; of text teacher and text students 10 times as high
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, few steps, two shares of noise
+    quick: bool = False  # a first look: 2,000 training and test images, few steps, two noise levels
 
 
 # %% Captions

@@ -80,10 +80,13 @@ RULES = {
     "mutual_temperature": (lambda v: 1e-3 <= v <= 1e4, "from 0.001 to 10,000"),
     "noise": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "unit": (lambda v: 1 <= v <= 10_000, "from 1 to 10,000"),
+    "dropout": (lambda v: 0 <= v < 1, "0 or more and below 1"),
+    "max_norm": (lambda v: 0 < v < math.inf, "a number above 0"),
     "smoothing": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "ambiguous": (lambda v: 0 <= v <= 1, "from 0 to 1"),
 }
-PLURALS = {f"{name}s": name for name in ("temperature", "alpha", "smoothing", "unit")}
+RULE_OF = {f"{name}s": name for name in ("temperature", "alpha", "smoothing", "unit")}
+RULE_OF |= {"sweep_epochs": "epochs", "input_dropout": "dropout"}
 
 
 def parse(config_class, argv=None):
@@ -144,7 +147,7 @@ def check_flags(config):
     for field in dataclasses.fields(config):
         value, name = getattr(config, field.name), field.name.removeprefix("teacher_")
         flag, several = "--" + field.name.replace("_", "-"), isinstance(value, tuple)
-        rule = RULES.get(PLURALS.get(name, name))
+        rule = RULES.get(RULE_OF.get(name, name))
         require(value != "", f"{flag}: must not be empty")
         for one in value if several else (value,):
             if rule and one is not None:
@@ -277,7 +280,7 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
       name: mnist, fashion_mnist or kmnist (four IDX files each), or digits (embedded).
       data_dir: a folder with the IDX files, plain or gzip; else <NAME>_DATA_DIR is looked up.
       holdout: so many training images, the last, take the place of the test images.
-      quick: only the first 2,000 training images.
+      quick: only the first 2,000 training images and the first 2,000 test images.
 
     Raises UserError where files are missing or wrong, or nothing can be had.
     """
@@ -296,7 +299,10 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
             print(f"{hint}. Using embedded digits instead.", file=sys.stderr, flush=True)
         name, source, (train, test) = "digits", "embedded in scikit-learn", _embedded_digits()
     data = hold_out(Data(name, source, train, test, "test"), holdout)
-    return data._replace(train=data.train.take(slice(2000))) if quick else data
+    if quick:
+        train, test = (split.take(slice(2000)) for split in (data.train, data.test))
+        data = data._replace(train=train, test=test)
+    return data
 
 
 def hold_out(data, count, flag="--holdout"):

@@ -9,7 +9,7 @@ import urllib.parse
 
 import pytest
 import render
-from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS
+from conftest import EXAMPLES, ROOT, SCRIPTS
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -78,12 +78,12 @@ def test_readme_s_two_commands():
 
 def test_readme_s_main_job_runs(tmp_path):
     _, script = shlex.split(readme_commands()[0].split(" && ")[2])
-    flags = ["--quick", "--dataset", DATASET, "--output-dir", str(tmp_path)]
+    flags = ["--quick", "--dataset", "digits", "--output-dir", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, script, *flags], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "results.json").read_text())["dataset"]["name"] == DATASET
+    assert json.loads((tmp_path / "results.json").read_text())["dataset"]["name"] == "digits"
 
 
 def test_readme_names_every_script():

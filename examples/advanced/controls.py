@@ -52,7 +52,7 @@ class Config:
     teacher: str | None = None  # output folder of script 13 with --holdout, whose teacher to use
     teacher_seed: int = 0  # of both teachers: initial weights, dropout, batches
     validation: int | None = None  # so many training images choose the smoothing; else a sixth
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Models
@@ -239,7 +239,7 @@ def plan(config, data):
     """The teacher's recipe, and labelled images and recipe of each seed."""
     quick, digits = config.quick, data.name == "digits"
     rate = 1e-3 if config.schedule == "constant" else 5e-3
-    epochs, count = 4 if quick else 20 if digits else 3, config.seeds or (2 if quick else 3)
+    epochs, count = 2 if quick else 20 if digits else 3, config.seeds or (2 if quick else 3)
     for_teacher = Recipe(config.teacher_seed, epochs, 128, rate, config.schedule)
     labels, students = config.labels or (200 if quick else 300 if digits else 1000), []
     for i in range(count):

@@ -52,7 +52,7 @@ class Config:
     teacher: str | None = None  # output folder of a run with this data whose teacher to use
     teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
     validation: int | None = None  # so many training images choose the pair; else a sixth
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, a small grid
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, a small grid
 
 
 # %% Models
@@ -257,7 +257,7 @@ def student_recipe(config, labels):
 def plan(config, data):
     """The teacher's recipe, the numbers of labels, all seeds, and the cells of the grid."""
     quick, digits = config.quick, data.name == "digits"
-    recipe = Recipe(config.teacher_seed, 4 if quick else 20 if digits else 3, 128, 5e-3, "onecycle")
+    recipe = Recipe(config.teacher_seed, 2 if quick else 20 if digits else 3, 128, 5e-3, "onecycle")
     budgets = config.labels or ("200" if quick else "300" if digits else "1000",)
     for labels in budgets:  # finds what cannot be before anything is trained
         student_recipe(config, len(utils.take_labels(data.train, labels, 0).label))

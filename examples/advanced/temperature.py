@@ -49,7 +49,7 @@ class Config:
     teacher: str | None = None  # output folder of a run whose teacher to use
     teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training images, 200 labels, few steps
+    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
 
 
 # %% Models
@@ -269,7 +269,7 @@ def draw(found, logits):
 
 def main(config):
     data, quick, temperatures = utils.start(config), config.quick, config.temperatures
-    default, epochs = (200, 4) if quick else (300, 20) if data.name == "digits" else (1000, 3)
+    default, epochs = (200, 2) if quick else (300, 20) if data.name == "digits" else (1000, 3)
     for_teacher = Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
     labelled = utils.take_labels(data.train, config.labels or default, config.seed)
     recipe = student_recipe(config, len(labelled.label))
