@@ -67,6 +67,7 @@ VARIANTS = {
          "--teacher-seed", "3", "--teacher", "runs/measure/limited_labels/80"],
         [80],
     ),
+    "hinton": ("examples/25_hinton_2015.py", [], range(100, 105)),
     "controls": (
         "examples/advanced/controls.py",
         ["--seeds", "5", "--teacher-seed", "3", "--teacher", "runs/measure/limited_tuning/teacher"],
@@ -83,8 +84,11 @@ LIMITED_EPOCHS = {100: (274, 548), 250: (150, 300), 1000: (60, 120), 5000: (21,)
 LIMITED_RATES, LIMITED_SEEDS = (1e-2, 3e-2, 8e-2), {100: 4, 250: 4, 1000: 2, 5000: 2}
 TEACHER_EPOCHS, TEACHER_SEEDS = (2, 3), (0, 1)
 HOLDOUT = 10_000
+# Of script 25, in trainings shorter than its own: dropout of inputs and hidden units, peak rates.
+HINTON_DROPOUT, HINTON_RATES = ((0.2, 0.5), (0.0, 0.5), (0.0, 0.3)), (1e-3, 4e-3)
+HINTON_SMALL_RATES, HINTON_EPOCHS = (2e-3, 8e-3, 1.6e-2), 16
 # In this order: one part takes over the teacher of another.
-EVIDENCE = ("limited_tuning", "limited_labels", "constant", "controls", "hinton")
+EVIDENCE = ("limited_tuning", "limited_labels", "constant", "controls", "hinton_tuning", "hinton")
 
 
 def load(script):
@@ -282,6 +286,39 @@ def limited_tuning():
     write("limited_tuning", content)
 
 
+def hinton_tuning():
+    """Dropout and rate of script 25's large net, then the rate of the small net and, taught by the
+    best of these, of the distilled one; scored on validation images that none of them saw."""
+    script, data = load(VARIANTS["hinton"][0]), utils.load_data("mnist", None, HOLDOUT)
+    if data.name != "mnist":
+        sys.exit("hinton_tuning needs MNIST")
+    config = script.Config(output_dir="runs/measure/hinton_tuning")
+    cells, cost, found = [], 0.0, []
+
+    def score(kind, network, rate, **how):
+        nonlocal cost
+        recipe = script.Recipe(0, HINTON_EPOCHS, 256, rate, "onecycle")
+        model, phase = script.train_dense(kind, network, recipe, data, data.train, config, **how)
+        cost += phase.seconds
+        cell = {"kind": kind.replace("_", " "), "network": network.args, "learning_rate": rate}
+        cells.append(cell | {"errors": int(utils.count_errors(model, data.test))})
+        print(*cells[-1].values(), flush=True)
+        return cells[-1]["errors"], model
+
+    for dropout, rate in itertools.product(HINTON_DROPOUT, HINTON_RATES):
+        network = functools.partial(script.DenseNet, 1200, dropout)
+        found.append(score("large_net", network, rate, regularised=True))
+    _, teacher = min(found, key=lambda pair: pair[0])
+    table = utils.predict_by_index(teacher, data.train)
+    taught = {"table": table, "alpha": config.alpha, "temperature": config.temperature}
+    for kind, how in (("small_net", {}), ("distilled", taught)):
+        for rate in HINTON_SMALL_RATES:
+            score(kind, functools.partial(script.DenseNet, 800), rate, **how)
+    content = {"holdout": HOLDOUT, "epochs": HINTON_EPOCHS, "versions": utils.versions()}
+    content |= {"device": utils.device(), "cost_seconds": round(cost), "cells": cells}
+    write("hinton_tuning", content)
+
+
 if __name__ == "__main__":
     os.chdir(ROOT)
     RESULTS.mkdir(exist_ok=True)
@@ -289,7 +326,8 @@ if __name__ == "__main__":
     if len(sys.argv) > 3 and sys.argv[1] == "again" and sys.argv[2] in VARIANTS:
         sys.exit(again(*sys.argv[2:]))
     names = [x for name in sys.argv[1:] for x in (EVIDENCE if name == "evidence" else [name])]
-    known = {"tuning": tuning, "limited_tuning": limited_tuning}
+    searches = (tuning, limited_tuning, hinton_tuning)
+    known = {search.__name__: search for search in searches}
     known |= {name: functools.partial(experiment, name) for name in EXPERIMENTS}
     known |= {name: functools.partial(variant, name) for name in VARIANTS}
     if not names or not set(names) <= set(known):

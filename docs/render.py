@@ -76,8 +76,6 @@ VARIANTS = {
         ("all of 4 baselines apart", "members of 4 mutual peers"),
     ],
     "limited_labels": [],
-    "constant": [],
-    "controls": [],
     "cross_modal": [
         ("image student", "image teacher"),
         ("zero-shot", "image student"),
@@ -428,6 +426,23 @@ def of_row(name, row, key):
     """What the row of a name holds under a key, in each run of a variant: [seeds]."""
     found = [utils.values(run["rows"], row, key) for run in read(name)["runs"]]
     return np.array(found)[:, 0]
+
+
+def table_hinton_tuning():
+    """Errors on validation images of the networks of script 25 over dropout and learning rate."""
+    tuning, rows = read("hinton_tuning"), []
+    for cell in tuning["cells"]:
+        dropout = " and ".join(f"{x:g}" for x in cell["network"][1]) if cell["network"][1:] else ""
+        kind, rate = cell["kind"], cell["learning_rate"]
+        best = min(x["errors"] for x in tuning["cells"] if x["kind"] == kind)
+        errors = f"**{best}**" if cell["errors"] == best else cell["errors"]
+        rows.append([kind, dropout, f"{rate:g}", errors])
+    note = (
+        f"Errors on {tuning['holdout']:,} validation images after {tuning['epochs']} epochs, one "
+    )
+    note += f"seed; the fewest of each in bold. Measured by `{tuning['command']}`."
+    header = ["network", "dropout of inputs and hidden units", "peak rate", "errors"]
+    return f"{markdown(header, rows)}\n\n{note}"
 
 
 def table_hinton():
