@@ -432,16 +432,14 @@ def table_hinton_tuning():
     """Errors on validation images of the networks of script 25 over dropout and learning rate."""
     tuning, rows = read("hinton_tuning"), []
     for cell in tuning["cells"]:
-        dropout = " and ".join(f"{x:g}" for x in cell["network"][1]) if cell["network"][1:] else ""
-        kind, rate = cell["kind"], cell["learning_rate"]
-        best = min(x["errors"] for x in tuning["cells"] if x["kind"] == kind)
-        errors = f"**{best}**" if cell["errors"] == best else cell["errors"]
-        rows.append([kind, dropout, f"{rate:g}", errors])
+        dropout = " and ".join(f"{x:g}" for x in cell["teacher_dropout"] or ())
+        rows.append([cell["kind"], dropout, f"{cell['learning_rate']:g}", cell["errors"]])
     note = (
         f"Errors on {tuning['holdout']:,} validation images after {tuning['epochs']} epochs, one "
     )
-    note += f"seed; the fewest of each in bold. Measured by `{tuning['command']}`."
-    header = ["network", "dropout of inputs and hidden units", "peak rate", "errors"]
+    note += "seed. The student under a large net is taught by it, the last ones by the last large "
+    note += f"net. Measured by `{tuning['command']}`."
+    header = ["network", "dropout of the large net: inputs and hidden units", "peak rate", "errors"]
     return f"{markdown(header, rows)}\n\n{note}"
 
 
