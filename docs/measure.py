@@ -255,7 +255,6 @@ def limited_tuning():
     scored on validation images that neither students nor teacher saw. For all labels `tuning` has
     searched."""
     utils.use_all_cores()
-    utils.Phase.CHECKPOINTS = 5  # an epoch of a single step takes less time than its checkpoint
     script = load("examples/16_limited_labels.py")
     data = utils.load_data("mnist", None, HOLDOUT)
     if data.name != "mnist":

@@ -521,7 +521,7 @@ class Phase:
     """
 
     KEPT = ("settings", "history", "seconds", "notes")
-    CHECKPOINTS = 100  # about so many in a long training; below 200 epochs one an epoch
+    PAUSE = 5  # seconds from one checkpoint to the next, which may take as long as a short epoch
 
     def __init__(self, name, output_dir, recipe, data, **more):
         self.settings = {"data": data.digest(), **recipe._asdict(), **more}
@@ -530,9 +530,9 @@ class Phase:
         self.folder = Path(output_dir) / "checkpoints" / f"{name}-{_digest_of_json(self.settings)}"
 
     def epochs(self, model, optimizer, score):
-        """Yields the epochs still to train, from 1 on; saves model and optimizer after each (of 200
-        and more, after every hundredth part). Where several networks learn at once, both may be
-        tuples.
+        """Yields the epochs still to train, from 1 on; saves model and optimizer after the last and
+        after each before it that ends `PAUSE` seconds or more after a checkpoint. Where several
+        networks learn at once, both may be tuples.
 
         `score()`, unless None, gives the accuracy on `data.test`, about ten times in all. Raises
         UserError when a step's metrics were not finite, or a checkpoint cannot be written.
@@ -541,7 +541,8 @@ class Phase:
         if self.restore(model=model, optimizer=optimizer):
             before = "Trained before with these settings" if self.finished else "Going on"
             print(f"{before}: epoch {len(self.history)} of {self.folder}", flush=True)
-        begun, count = time.perf_counter() - self.seconds, self.settings["epochs"]
+        saved, count = time.perf_counter(), self.settings["epochs"]
+        begun = saved - self.seconds
         with self._manager() as manager:
             for epoch in range(len(self.history) + 1, count + 1):
                 epoch_begun, self.steps = time.perf_counter(), []
@@ -555,8 +556,9 @@ class Phase:
                     record[f"{self.scored_on}_accuracy"] = float(score())
                 self.history.append(record)
                 self.seconds = time.perf_counter() - begun
-                if epoch % max(1, count // self.CHECKPOINTS) == 0 or epoch == count:
+                if epoch == count or time.perf_counter() - saved >= self.PAUSE:
                     self._save(manager, model=model, optimizer=optimizer)
+                    saved = time.perf_counter()
                 print(self._line(record), flush=True)
 
     def _save(self, manager, **modules):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -47,6 +48,16 @@ def refuse(module, arguments, monkeypatch, capsys):
     output = capsys.readouterr()
     assert output.err.count("\n") == 1, output.err
     return output
+
+
+def eager(folder, script):
+    """A copy of a script beside a utils.py that pauses for no time between checkpoints: there is
+    one after every epoch, however short."""
+    shutil.copy(EXAMPLES / script, folder)
+    text = (EXAMPLES / "utils.py").read_text()
+    assert text.count(" PAUSE = 5 ") == 1
+    (folder / "utils.py").write_text(text.replace(" PAUSE = 5 ", " PAUSE = 0 "))
+    return folder / Path(script).name
 
 
 def exhibit(check, script, file, right, wrong, tmp_path=None):

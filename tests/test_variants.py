@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import EXAMPLES, load, refuse
+from conftest import EXAMPLES, eager, load, refuse
 from test_resume import weights
 
 COMMON = [
@@ -102,7 +102,8 @@ def outcome(folder):
 @pytest.mark.parametrize("script", [script for script, (_, short) in OWN.items() if short])
 def test_killed_and_run_again(script, tmp_path):
     """Killed in the middle and started again, a run ends with the same bits."""
-    command = [sys.executable, EXAMPLES / script, "--dataset", "digits", "--quick", *OWN[script][1]]
+    command = [sys.executable, eager(tmp_path, script), "--dataset", "digits", "--quick"]
+    command += OWN[script][1]
 
     def run(folder):
         done = subprocess.run(
