@@ -76,6 +76,7 @@ VARIANTS = {
         ("all of 4 baselines apart", "members of 4 mutual peers"),
     ],
     "limited_labels": [],
+    "constant": [],
     "controls": [],
     "cross_modal": [
         ("image student", "image teacher"),
