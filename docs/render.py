@@ -140,6 +140,13 @@ def measured(name):
     return f"Measured by `{content['each']}`, {several} ({content['date']})."
 
 
+def after(first, name):
+    """The command behind results of several seeds in one run, which need what another one left."""
+    content = read(name)
+    seeds = f"Means over {content['config']['seeds']} seeds"
+    return f"{seeds}. Measured by `python docs/measure.py {first} {name}` ({content['date']})."
+
+
 def markdown(header, rows):
     lines = ["| " + " | ".join(str(cell) for cell in row) + " |" for row in (header, *rows)]
     lines.insert(1, "|" + "---|" * len(header))
@@ -376,16 +383,25 @@ def table_fidelity():
 
 
 def table_constant():
-    """With all labels: the students of a constant rate beside those of a cycle, by the seed."""
-    rows = []
-    names = [f"{kind}, 60000 labels" for kind in ("baseline", "distilled")]
-    for name, title in (("constant", "constant, 10 epochs"), ("limited_labels", "cycle, searched")):
-        baseline, distilled = (accuracies(name, row) for row in names)
+    """With all labels: a constant rate, a cycle, and the second minus the first, by the seed."""
+    pairs, rows = [], []
+    for name, title in (
+        ("constant", "constant 1e-3, 10 epochs"),
+        ("limited_labels", "one-cycle, searched, 5 epochs"),
+    ):
+        baseline, distilled = (
+            accuracies(name, f"{kind}, 60000 labels") for kind in ("baseline", "distilled")
+        )
         points, interval, wins = in_words(distilled, baseline)
-        row = [title, percent(baseline.mean()), percent(distilled.mean())]
-        rows.append([*row, f"{points} ({interval})", wins])
-    header = ["learning rate", "baseline", "distilled", "gain, points (95 % interval)", "seeds won"]
-    return f"{markdown(header, rows)}\n\n{measured('constant')}"
+        pairs.append((baseline, distilled, distilled - baseline))
+        gain = f"{points} ({interval}), {wins}"
+        rows.append([title, percent(baseline.mean()), percent(distilled.mean()), gain])
+    differences = ["one-cycle minus constant, points"]
+    for one, other in zip(*pairs, strict=True):
+        points, interval, _ = in_words(other, one)
+        differences.append(f"{points} ({interval})")
+    header = ["learning rate", "baseline", "distilled", "gain, points (95 % interval), seeds won"]
+    return f"{markdown(header, [*rows, differences])}\n\n{after('limited_labels', 'constant')}"
 
 
 def table_controls():
@@ -405,23 +421,24 @@ def table_controls():
         hidden = {"baseline": 0, "distilled": 1}.get(name)
         if hidden is not None:
             differences[hidden] = "–"
-        agreement = np.mean(utils.values(run["rows"], name, "agreement"))
-        rows.append([name, percent(found.mean()), *differences, percent(agreement)])
-    header = ["network", "test accuracy, mean", "it − baseline, points (95 % interval), seeds won"]
-    header += ["distilled − it", "same answer as the teacher"]
-    return f"{markdown(header, rows)}\n\n{measured('controls')}"
+        shares = (np.mean(utils.values(run["rows"], name, key)) for key in ("agreement", "ece"))
+        rows.append([name, percent(found.mean()), *differences, *map(percent, shares)])
+    gain = "gain over the baseline, points (95 % interval), seeds won"
+    header = ["network", "test accuracy", gain, "distilled minus this"]
+    header += ["same answer as the teacher", "ECE"]
+    return f"{markdown(header, rows)}\n\n{after('limited_tuning', 'controls')}"
 
 
 def table_smoothing():
     """The amounts of label smoothing that were tried, and what they came to."""
-    [run] = read("controls")["runs"]
-    rows = []
+    [run], rows = read("controls")["runs"], []
+    base = np.mean(utils.values(run["rows"], "baseline", "validation_errors"))
     for amount, errors in run["smoothing_errors"].items():
         mean = f"{np.mean(errors):.0f}"
         mean = f"**{mean}**" if float(amount) == run["smoothing"] else mean
         rows.append([amount, mean, ", ".join(map(str, errors))])
     header = ["smoothing", f"errors on {run['validation']:,} validation images, mean", "each seed"]
-    return f"{markdown(header, rows)}\n\nThe chosen amount in bold. {measured('controls')}"
+    return f"{markdown(header, rows)}\n\nThe chosen amount in bold; the baseline has {base:.0f}."
 
 
 def of_row(name, row, key):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.parse
 
+import measure
 import pytest
 import render
 from conftest import EXAMPLES, ROOT, SCRIPTS
@@ -97,3 +98,19 @@ def test_readme_names_every_script():
 def test_scripts_are_short():
     for script in SCRIPTS:
         assert len((EXAMPLES / script).read_text().splitlines()) <= 300, script
+
+
+def test_a_run_again_is_compared_with_what_is_committed(tmp_path, monkeypatch, capsys):
+    rows = [{"name": "weak", "seed": 3, "test_errors": errors} for errors in (7, 8)]
+    (tmp_path / "controls.json").write_text(json.dumps({"runs": [{"rows": rows}]}))
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    for now, wrong in (([7, 8], False), ([7], False), ([7, 9], True)):
+        results = [rows[0] | {"test_errors": errors} for errors in now]
+        monkeypatch.setattr(measure, "run", lambda *_, results=results: {"results": results})
+        assert measure.again("controls", "90") == wrong
+        said = "[7, 9] errors, committed are [7, 8]" in capsys.readouterr().out
+        assert said == wrong
+    monkeypatch.setattr(measure, "run", lambda *_: {"results": []})
+    with pytest.raises(SystemExit, match="nothing committed"):
+        measure.again("controls", "90")

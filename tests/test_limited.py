@@ -208,7 +208,8 @@ def test_what_the_controls_are_told(controls, digits):
     assert len(own[1].label) == 100
     assert len(everything[1].label) == len(digits.train.label)
     assert found["twice the steps"][0] == recipe._replace(epochs=40)
-    assert found["of the weak teacher"][2]["table"] is not table
+    np.testing.assert_array_equal(found["taught by the weak teacher"][2]["table"], -table)
+    np.testing.assert_array_equal(found["taught by a blank teacher"][2]["table"], 0 * table)
     assert found["soft targets on all images"][2]["alpha"] == 0
     permuted = found["permuted dark knowledge"][2]["table"]
     np.testing.assert_array_equal(permuted.argmax(-1), table.argmax(-1))

@@ -9,7 +9,7 @@
 
 Beside baseline and distilled student: label smoothing, tuned on validation images; twice the steps;
 the teacher's answers as hard labels, on the labelled and on all images; its dark knowledge
-permuted; a weak teacher; and alpha = 1, which must be the baseline to the last bit.
+permuted; a weak and a blank teacher; and alpha = 1, which must be the baseline to the last bit.
 
     python examples/advanced/controls.py           # 3 seeds: 10 minutes, on slow cores 25
     python examples/advanced/controls.py --quick   # a first look
@@ -212,7 +212,8 @@ def controls(labelled, recipe, table, weak, data, config):
         "twice the steps": (twice, labelled, {}),
         "hard pseudo-labels": (recipe, told, {}),
         "permuted dark knowledge": (recipe, labelled, soft | {"table": permuted}),
-        "of the weak teacher": (recipe, labelled, soft | {"table": weak}),
+        "taught by the weak teacher": (recipe, labelled, soft | {"table": weak}),
+        "taught by a blank teacher": (recipe, labelled, soft | {"table": 0 * table}),
         "hard pseudo-labels on all images": (through, all_told, {}),
         "soft targets on all images": (through, everything, soft | {"table": table, "alpha": 0.0}),
     } | {
@@ -283,16 +284,15 @@ def main(config):
         rows += utils.rows({name: run}, logits, data)
     pairs = zip(runs["alpha 1"], runs["baseline"], strict=True)
     same = [utils.digest(one) == utils.digest(other) for (one, _), (other, _) in pairs]
+    changed = [int((table[x.index].argmax(-1) != x.label).sum()) for x, _ in students]
     names = [x for x in runs if x not in ("baseline", "weak teacher")]
-    report = utils.write_results(config, data, rows, utils.draw_gains(rows, names, data), {
-        "validation": count, "alpha_1_is_baseline": same,
-        "smoothing": best, "smoothing_errors": errors,
-    })  # fmt: skip
+    more = {"validation": count, "smoothing": best, "smoothing_errors": errors}
+    more |= {"alpha_1_is_baseline": same, "pseudo_labels_changed": changed}
+    report = utils.write_results(config, data, rows, utils.draw_gains(rows, names, data), more)
     lines = {name: utils.compare(rows, name, "baseline", data) for name in names}
-    utils.summary(report, data, lines | {
-        "alpha 1 is the baseline, bit for bit": f"{sum(same)} of {len(same)} seeds",
-        "Label smoothing": f"{best:g}, chosen on {count:,} validation images",
-    })  # fmt: skip
+    lines["alpha 1 is the baseline, bit for bit"] = f"{sum(same)} of {len(same)} seeds"
+    lines["Label smoothing"] = f"{best:g}, chosen on {count:,} validation images"
+    utils.summary(report, data, lines)
     return report
 
 
