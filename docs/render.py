@@ -385,22 +385,27 @@ def table_fidelity():
 def table_constant():
     """With all labels: a constant rate, a cycle, and the second minus the first, by the seed."""
     pairs, rows = [], []
-    for name, title in (
-        ("constant", "constant 1e-3, 10 epochs"),
-        ("limited_labels", "one-cycle, searched, 5 epochs"),
-    ):
-        baseline, distilled = (
-            accuracies(name, f"{kind}, 60000 labels") for kind in ("baseline", "distilled")
+    names = [f"{kind}, 60000 labels" for kind in ("baseline", "distilled")]
+    for name in ("constant", "limited_labels"):
+        baseline, distilled = (accuracies(name, row) for row in names)
+        content = read(name)
+        [run], schedule = content["runs"], content["config"]["schedule"]
+        epochs, rates = (
+            [utils.values(run["rows"], row, key)[0] for row in names]
+            for key in ("epochs", "learning_rate")
         )
+        title = f"{schedule}, {' and '.join(f'{x:g}' for x in dict.fromkeys(rates))}"
+        title += f", {' and '.join(map(str, dict.fromkeys(epochs)))} epochs"
         points, interval, wins = in_words(distilled, baseline)
         pairs.append((baseline, distilled, distilled - baseline))
         gain = f"{points} ({interval}), {wins}"
         rows.append([title, percent(baseline.mean()), percent(distilled.mean()), gain])
-    differences = ["one-cycle minus constant, points"]
+    differences = ["the second minus the first, points"]
     for one, other in zip(*pairs, strict=True):
         points, interval, _ = in_words(other, one)
         differences.append(f"{points} ({interval})")
-    header = ["learning rate", "baseline", "distilled", "gain, points (95 % interval), seeds won"]
+    header = ["schedule, rate or peak", "baseline", "distilled"]
+    header += ["gain, points (95 % interval), seeds won"]
     return f"{markdown(header, [*rows, differences])}\n\n{after('limited_labels', 'constant')}"
 
 
@@ -438,7 +443,8 @@ def table_smoothing():
         mean = f"**{mean}**" if float(amount) == run["smoothing"] else mean
         rows.append([amount, mean, ", ".join(map(str, errors))])
     header = ["smoothing", f"errors on {run['validation']:,} validation images, mean", "each seed"]
-    return f"{markdown(header, rows)}\n\nThe chosen amount in bold; the baseline has {base:.0f}."
+    note = f"The chosen amount in bold; the baseline has {base:.0f}."
+    return f"{markdown(header, rows)}\n\n{note} {after('limited_tuning', 'controls')}"
 
 
 def of_row(name, row, key):

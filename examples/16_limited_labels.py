@@ -11,7 +11,7 @@ A baseline and a distilled student for each number of labels, over several seeds
 that was searched for it; and a student that learns from the teacher on images without labels, too.
 How accurate are they, how much like their teacher, and are they as sure as they may be?
 
-    python examples/16_limited_labels.py           # 3 seeds: 20 minutes, on slow cores 50
+    python examples/16_limited_labels.py           # 3 seeds: reckoned at 50 minutes, slow cores
     python examples/16_limited_labels.py --quick   # a first look: about a minute
 
 On 2 CPU cores. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015,
