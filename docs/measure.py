@@ -85,10 +85,15 @@ LIMITED_EPOCHS = {100: (274, 548), 250: (150, 300), 1000: (60, 120), 5000: (21,)
 LIMITED_RATES, LIMITED_SEEDS = (1e-2, 3e-2, 8e-2), {100: 4, 250: 4, 1000: 2, 5000: 2}
 TEACHER_EPOCHS, TEACHER_SEEDS = (2, 3), (0, 1)
 HOLDOUT = 10_000
-# Of script 25, in trainings shorter than its own: dropout of inputs and hidden units, peak rates;
-# the first rate of the small nets serves the students of all the large ones.
-HINTON_DROPOUT, HINTON_RATES = ((0.2, 0.5), (0.0, 0.5), (0.0, 0.3)), (1e-3, 4e-3)
-HINTON_SMALL_RATES, HINTON_EPOCHS = (8e-3, 2e-3, 1.6e-2), 16
+# Of script 25's large net: dropout of inputs and of hidden units, peak rate, epochs. Then peak
+# rate, epochs and alpha of its students: the first of them for all large nets, the others for the
+# first one. And peak rate and epochs of the small net on labels alone.
+HINTON_LARGE = (
+    ((0.0, 0.2), 4e-3, 100),
+    ((0.0, 0.1), 4e-3, 100),
+)
+HINTON_DISTILLED = ((8e-3, 20, 0.3), (4e-3, 20, 0.3), (8e-3, 20, 0.1), (8e-3, 20, 0.5))
+HINTON_SMALL = ((8e-3, 20), (4e-3, 20), (2e-3, 20), (1e-3, 20))
 # In this order: one part takes over the teacher of another.
 EVIDENCE = ("limited_tuning", "limited_labels", "constant", "controls", "hinton_tuning", "hinton")
 
@@ -293,38 +298,42 @@ def limited_tuning():
 
 
 def hinton_tuning():
-    """Dropout and rate of script 25's large net, each with the student it teaches, then the rates
-    of the small nets; scored on validation images that none of them saw."""
+    """Dropout, rate and epochs of script 25's large net, each with the student it teaches, then
+    the students' rate, epochs and alpha; errors on validation images that none of them saw."""
     script, data = load(VARIANTS["hinton"][0]), utils.load_data("mnist", None, HOLDOUT)
     if data.name != "mnist":
         sys.exit("hinton_tuning needs MNIST")
     config = script.Config(output_dir="runs/measure/hinton_tuning")
-    cells, cost = [], 0.0
+    cells, cost, tables = [], 0.0, []
 
-    def train(kind, network, rate, dropout=None, **how):
+    def train(kind, network, rate, epochs, dropout, **how):
         nonlocal cost
-        recipe = script.Recipe(0, HINTON_EPOCHS, 256, rate, "onecycle")
-        model, phase = script.train_dense(kind, network, recipe, data, data.train, config, **how)
+        recipe = script.Recipe(0, epochs, 256, rate, "onecycle")
+        name = kind.replace(" ", "_")
+        model, phase = script.train_dense(name, network, recipe, data, data.train, config, **how)
         cost += phase.seconds
-        cell = {"kind": kind.replace("_", " "), "learning_rate": rate, "teacher_dropout": dropout}
-        cells.append(cell | {"errors": int(utils.count_errors(model, data.test))})
-        print(*cells[-1].values(), flush=True)
+        cell = {"kind": kind, "dropout": dropout, "learning_rate": rate, "epochs": epochs}
+        cell |= {"alpha": how.get("alpha"), "errors": int(utils.count_errors(model, data.test))}
+        cells.append(cell)
+        print(*cell.values(), flush=True)
         return model
 
-    small, usual = functools.partial(script.DenseNet, 800), HINTON_SMALL_RATES[0]
-    for dropout, rate in itertools.product(HINTON_DROPOUT, HINTON_RATES):
+    def distil(table, dropout, rate, epochs, alpha):
+        how = {"table": table, "alpha": alpha, "temperature": config.temperature}
+        train("distilled", small, rate, epochs, dropout, **how)
+
+    small = functools.partial(script.DenseNet, 800)
+    for dropout, rate, epochs in HINTON_LARGE:
         large = functools.partial(script.DenseNet, 1200, dropout)
-        teacher = train("large_net", large, rate, dropout, regularised=True)
-        how = {"alpha": config.alpha, "temperature": config.temperature}
-        how["table"] = utils.predict_by_index(teacher, data.train)
-        train("distilled", small, usual, dropout, **how)
-    for rate in HINTON_SMALL_RATES:
-        train("small_net", small, rate)
-        if rate != usual:
-            train("distilled", small, rate, dropout, **how)
-    content = {"holdout": HOLDOUT, "epochs": HINTON_EPOCHS, "versions": utils.versions()}
-    content |= {"device": utils.device(), "cost_seconds": round(cost), "cells": cells}
-    write("hinton_tuning", content)
+        teacher = train("large net", large, rate, epochs, dropout, regularised=True)
+        tables.append(utils.predict_by_index(teacher, data.train))
+        distil(tables[-1], dropout, *HINTON_DISTILLED[0])
+    for how in HINTON_DISTILLED[1:]:
+        distil(tables[0], HINTON_LARGE[0][0], *how)
+    for rate, epochs in HINTON_SMALL:
+        train("small net", small, rate, epochs, None)
+    content = {"holdout": HOLDOUT, "versions": utils.versions(), "device": utils.device()}
+    write("hinton_tuning", content | {"cost_seconds": round(cost), "cells": cells})
 
 
 if __name__ == "__main__":

@@ -454,18 +454,18 @@ def of_row(name, row, key):
 
 
 def table_hinton_tuning():
-    """Errors on validation images of the networks of script 25 over dropout and learning rate."""
+    """Errors on validation images of the networks of script 25 over their settings."""
     tuning, rows = read("hinton_tuning"), []
     for cell in tuning["cells"]:
-        dropout = " and ".join(f"{x:g}" for x in cell["teacher_dropout"] or ())
-        rows.append([cell["kind"], dropout, f"{cell['learning_rate']:g}", cell["errors"]])
-    note = (
-        f"Errors on {tuning['holdout']:,} validation images after {tuning['epochs']} epochs, one "
-    )
-    note += "seed. The student under a large net is taught by it, the last ones by the last large "
-    note += f"net. Measured by `{tuning['command']}`."
-    header = ["network", "dropout of the large net: inputs and hidden units", "peak rate", "errors"]
-    return f"{markdown(header, rows)}\n\n{note}"
+        dropout = " and ".join(f"{x:g}" for x in cell["dropout"] or ())
+        alpha = "" if cell["alpha"] is None else f"{cell['alpha']:g}"
+        settings = [dropout, f"{cell['learning_rate']:g}", cell["epochs"], alpha]
+        rows.append([cell["kind"], *settings, cell["errors"]])
+    note = f"Errors on {tuning['holdout']:,} validation images, one seed. A student is taught by "
+    note += "the large net above it or, of those further down, by the first. "
+    note += f"Measured by `{tuning['command']}`."
+    header = ["network", "dropout of the large net: inputs and hidden units", "peak rate", "epochs"]
+    return f"{markdown([*header, 'alpha', 'errors'], rows)}\n\n{note}"
 
 
 def table_hinton():

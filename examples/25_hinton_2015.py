@@ -36,19 +36,18 @@ class Config:
     dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
     output_dir: str = "runs/25_hinton_2015"  # for results, figure and checkpoints
     seed: int = 42  # of initial weights, batches, dropout and jitter, of all networks
-    epochs: int | None = None  # of the small networks; else 60, quick 4
+    epochs: int | None = None  # of the small networks; else 20, quick 4
     batch_size: int | None = None  # images; else 256, digits and quick 64
     learning_rate: float = 8e-3  # peak, of the small networks
-    teacher_epochs: int | None = None  # of the large network; else 60, quick 4
+    teacher_epochs: int | None = None  # of the large network; else 100, quick 4
     teacher_learning_rate: float = 4e-3  # peak
     input_dropout: float = 0.0  # share of its inputs that the large network drops
-    dropout: float = 0.3  # share of its hidden units
+    dropout: float = 0.1  # share of its hidden units
     max_norm: float = 2.0  # longest weights into one of its units
     temperature: float = 20.0  # T of the distilled networks of 800 units
-    alpha: float = 0.1  # weight of the labels; the teacher has 1 - alpha
+    alpha: float = 0.3  # weight of the labels; the teacher has 1 - alpha
     temperatures: tuple[float, ...] | None = None  # to compare; else 1 2.5 4 8 20 40, quick 1 8
     units: tuple[int, ...] | None = None  # of the networks that compare them; else 300 30, quick 30
-    sweep_epochs: int | None = None  # of these; else 20, quick 4
     holdout: int = 0  # score on so many images held out of training, and leave the test set alone
     quick: bool = False  # a first look: 2,000 training and test images, few steps
 
@@ -216,18 +215,18 @@ def add(logits, classes, bias):
 
 
 def plan(config, data):
-    """The recipes of the large, of the small and of the compared networks, and these networks'
-    temperatures and units."""
-    quick, flags = config.quick, (config.teacher_epochs, config.epochs)
+    """The recipes of the large and of the small networks, and the temperatures and units of those
+    that compare them."""
+    quick = config.quick
     size = utils.given(config.batch_size, 64 if quick or data.name == "digits" else 256)
-    large, small = (utils.given(flag, 4 if quick else 60) for flag in flags)
+    large = utils.given(config.teacher_epochs, 4 if quick else 100)
+    small = utils.given(config.epochs, 4 if quick else 20)
     utils.check_batch("--batch-size", size, int(np.isin(data.train.label, (7, 8)).sum()))
     for_large = Recipe(config.seed, large, size, config.teacher_learning_rate, "onecycle")
     for_small = Recipe(config.seed, small, size, config.learning_rate, "onecycle")
     found = (1.0, 8.0) if quick else (1.0, 2.5, 4.0, 8.0, 20.0, 40.0)
-    sweep = config.temperatures or found, config.units or ((30,) if quick else (300, 30))
-    brief = for_small._replace(epochs=utils.given(config.sweep_epochs, 4 if quick else 20))
-    return for_large, for_small, brief, *sweep
+    units = config.units or ((30,) if quick else (300, 30))
+    return for_large, for_small, config.temperatures or found, units
 
 
 def draw(rows, temperatures, units, data):
@@ -250,7 +249,7 @@ def draw(rows, temperatures, units, data):
 
 def main(config):
     data = utils.start(config, share=False)
-    for_large, for_small, for_sweep, temperatures, units = plan(config, data)
+    for_large, for_small, temperatures, units = plan(config, data)
     label, runs, logits, more = data.test.label, {}, {}, {}
     no_time = utils.Phase("bias", config.output_dir, for_small, data)
 
@@ -282,7 +281,7 @@ def main(config):
     for count in units:
         for t in temperatures:
             name, own = f"{count} units at T = {t:.12g}", how | {"temperature": t}
-            train(name, functools.partial(DenseNet, count), for_sweep, data.train, **own)
+            train(name, functools.partial(DenseNet, count), for_small, data.train, **own)
     rows = utils.rows(runs, logits | {"teacher": logits["large net"]}, data)
     for row in rows:
         row["errors_on_threes"] = int((logits[row["name"]][label == 3].argmax(axis=1) != 3).sum())

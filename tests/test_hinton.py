@@ -159,7 +159,6 @@ def test_what_each_network_is_shown(hinton, digits, monkeypatch, tmp_path):
         quick=True,
         epochs=1,
         teacher_epochs=1,
-        sweep_epochs=1,
         temperatures=(4.0,),
     )
     report = hinton.main(config)

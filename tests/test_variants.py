@@ -40,9 +40,9 @@ OWN = {
     "25_hinton_2015.py": (
         [["--temperature", "0"], ["--temperatures", "0"], ["--units", "0"], ["--alpha", "2"],
          ["--teacher-epochs", "-1"], ["--teacher-learning-rate", "0"], ["--holdout", "5000"],
-         ["--sweep-epochs", "-1"], ["--input-dropout", "1"], ["--dropout", "-0.1"],
+         ["--input-dropout", "1"], ["--dropout", "-0.1"],
          ["--max-norm", "0"]],
-        ["--epochs", "2", "--teacher-epochs", "2", "--sweep-epochs", "2", "--temperatures", "4"],
+        ["--epochs", "2", "--teacher-epochs", "2", "--temperatures", "4"],
     ),
     "advanced/controls.py": (
         [["--temperature", "0"], ["--alpha", "2"], ["--seeds", "1"], ["--smoothings", "1"],
