@@ -224,7 +224,7 @@ def plan(config, data):
     quick, default = config.quick, 200 if config.quick else 300 if data.name == "digits" else 1000
     labelled = utils.take_labels(data.train, config.labels or default, config.seed)
     labels = len(labelled.label)
-    epochs = utils.given(config.epochs, 20 if quick else round(60 * (1000 / labels) ** 0.66))
+    epochs = utils.given(config.epochs, 10 if quick else round(60 * (1000 / labels) ** 0.66))
     batch_size = utils.given(config.batch_size, min(32 if quick else 128, labels))
     rate = utils.given(config.learning_rate, 4e-2 if labels < 10_000 else 2e-2)
     more = np.random.default_rng([config.seed, 10]).integers(2**31, size=1 if quick else 3)

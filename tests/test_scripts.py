@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import utils
-from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS, load
+from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS, eager, load
+from test_resume import weights
 
 # What may differ between scripts of the same name; all else is identical to the letter.
 OWN = {"Config", "main", "plan", "draw"}
+# Script 15 is killed in test_resume.py; 13, 14 and temperature train as it does.
+KILLED = [x for x in SCRIPTS if x >= "16" and not x.endswith("temperature.py")]
 
 
 def run(folder, *command, env=None):
@@ -26,8 +29,8 @@ def run(folder, *command, env=None):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_quick_run_copied_out(script, tmp_path):
+def quick_run(script, tmp_path):
+    """Runs a copy of a script and checks what it leaves. Returns what it printed, and where."""
     shutil.copy(EXAMPLES / script, tmp_path)
     shutil.copy(EXAMPLES / "utils.py", tmp_path)
     name = Path(script).name
@@ -58,6 +61,49 @@ def test_quick_run_copied_out(script, tmp_path):
         assert [row["name"] for row in report["results"]] == ["teacher", "distilled", "baseline"]
         assert report["results"][1]["cache_seconds"] > 0
         assert 0 <= report["mcnemar_p"] <= 1
+    return done.stdout, folder
+
+
+@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in KILLED])
+def test_quick_run_copied_out(script, tmp_path):
+    quick_run(script, tmp_path)
+
+
+@pytest.mark.parametrize("script", KILLED)
+def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
+    """Killed in the middle and started again, it ends with the same bits."""
+    printed, whole = quick_run(script, tmp_path)
+    epochs, killed = printed.count("\nEpoch "), tmp_path / "killed" / "out"
+    command = [sys.executable, eager(tmp_path, script), "--quick", "--dataset", DATASET]
+    command += ["--output-dir", killed]  # with no teacher beside it
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        lines = (line for line in process.stdout if line.startswith("Epoch "))
+        for _ in range(epochs // 2):
+            next(lines)
+        process.kill()
+    assert not (killed / "results.json").exists()
+    again = run(tmp_path, *command[1:])
+    assert again.returncode == 0, again.stderr
+    assert 0 < again.stdout.count("\nEpoch ") < epochs
+    assert outcome(killed) == outcome(whole)
+    want, got = weights(whole), weights(killed)
+    assert want.keys() == got.keys()
+    for key, leaf in want.items():
+        assert leaf.tobytes() == got[key].tobytes(), key
+
+
+def outcome(folder):
+    """What a run left, without what is a matter of time."""
+
+    def timeless(x):
+        if isinstance(x, dict):
+            untimed = {k: v for k, v in x.items() if "seconds" not in k and k != "clock"}
+            return {k: timeless(v) for k, v in untimed.items()}
+        return [timeless(y) for y in x] if isinstance(x, list) else x
+
+    report = json.loads((folder / "results.json").read_text())
+    del report["config"]["output_dir"]
+    return timeless(report)
 
 
 def test_15_takes_the_teacher_that_13_left(tmp_path):
