@@ -38,7 +38,8 @@ class Config:
     seed: int = 42  # of initial weights, batches, dropout and jitter, of all networks
     epochs: int | None = None  # of the small networks; else 20, quick 4
     batch_size: int | None = None  # images; else 256, digits and quick 64
-    learning_rate: float = 8e-3  # peak, of the small networks
+    learning_rate: float = 8e-3  # peak, of the networks that learn from the large one
+    baseline_learning_rate: float = 2e-3  # of the small network that learns from labels alone
     teacher_epochs: int | None = None  # of the large network; else 100, quick 4
     teacher_learning_rate: float = 4e-3  # peak
     input_dropout: float = 0.0  # share of its inputs that the large network drops
@@ -215,8 +216,7 @@ def add(logits, classes, bias):
 
 
 def plan(config, data):
-    """The recipes of the large and of the small networks, and the temperatures and units of those
-    that compare them."""
+    """The recipes of the large and the small networks; the temperatures and units to compare."""
     quick = config.quick
     size = utils.given(config.batch_size, 64 if quick or data.name == "digits" else 256)
     large = utils.given(config.teacher_epochs, 4 if quick else 100)
@@ -262,7 +262,8 @@ def main(config):
     large = functools.partial(DenseNet, 1200, (config.input_dropout, config.dropout))
     train("large net", large, for_large, data.train, regularised=True)
     small = functools.partial(DenseNet, 800)
-    train("small net", small, for_small, data.train)
+    alone = for_small._replace(learning_rate=config.baseline_learning_rate)
+    train("small net", small, alone, data.train)
     table = utils.predict_by_index(runs["large net"][0], data.train)
     how = {"table": table, "alpha": config.alpha, "temperature": config.temperature}
     train("distilled", small, for_small, data.train, **how)

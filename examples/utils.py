@@ -86,7 +86,7 @@ RULES = {
     "ambiguous": (lambda v: 0 <= v <= 1, "from 0 to 1"),
 }
 RULE_OF = {f"{name}s": name for name in ("temperature", "alpha", "smoothing", "unit")}
-RULE_OF |= {"input_dropout": "dropout"}
+RULE_OF |= {"input_dropout": "dropout", "baseline_learning_rate": "learning_rate"}
 
 
 def parse(config_class, argv=None):

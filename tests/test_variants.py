@@ -32,6 +32,7 @@ OWN = {
         ["--temperature", "0"], ["--temperatures", "0"], ["--units", "0"], ["--alpha", "2"],
         ["--teacher-epochs", "-1"], ["--teacher-learning-rate", "0"], ["--holdout", "5000"],
         ["--input-dropout", "1"], ["--dropout", "-0.1"], ["--max-norm", "0"],
+        ["--baseline-learning-rate", "0"],
     ],
     "advanced/controls.py": [
         ["--temperature", "0"], ["--alpha", "2"], ["--seeds", "1"], ["--smoothings", "1"],
