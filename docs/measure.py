@@ -89,11 +89,24 @@ HOLDOUT = 10_000
 # rate, epochs and alpha of its students: the first of them for all large nets, the others for the
 # first one. And peak rate and epochs of the small net on labels alone.
 HINTON_LARGE = (
-    ((0.0, 0.2), 4e-3, 100),
     ((0.0, 0.1), 4e-3, 100),
+    ((0.0, 0.2), 4e-3, 100),
+    ((0.0, 0.1), 4e-3, 60),
+    ((0.0, 0.2), 4e-3, 60),
+    ((0.0, 0.3), 4e-3, 60),
+    ((0.1, 0.2), 4e-3, 60),
+    ((0.0, 0.2), 2e-3, 60),
+    ((0.0, 0.2), 8e-3, 60),
 )
-HINTON_DISTILLED = ((8e-3, 20, 0.3), (4e-3, 20, 0.3), (8e-3, 20, 0.1), (8e-3, 20, 0.5))
-HINTON_SMALL = ((8e-3, 20), (4e-3, 20), (2e-3, 20), (1e-3, 20))
+HINTON_DISTILLED = (
+    (8e-3, 20, 0.3),
+    (6e-3, 20, 0.3),
+    (4e-3, 20, 0.3),
+    (8e-3, 20, 0.1),
+    (8e-3, 20, 0.5),
+    (8e-3, 60, 0.3),
+)
+HINTON_SMALL = ((8e-3, 20), (4e-3, 20), (2e-3, 20), (1e-3, 20), (8e-3, 40))
 # In this order: one part takes over the teacher of another.
 EVIDENCE = ("limited_tuning", "limited_labels", "constant", "controls", "hinton_tuning", "hinton")
 
@@ -309,8 +322,7 @@ def hinton_tuning():
     def train(kind, network, rate, epochs, dropout, **how):
         nonlocal cost
         recipe = script.Recipe(0, epochs, 256, rate, "onecycle")
-        name = kind.replace(" ", "_")
-        model, phase = script.train_dense(name, network, recipe, data, data.train, config, **how)
+        model, phase = script.train_dense(kind, network, recipe, data, data.train, config, **how)
         cost += phase.seconds
         cell = {"kind": kind, "dropout": dropout, "learning_rate": rate, "epochs": epochs}
         cell |= {"alpha": how.get("alpha"), "errors": int(utils.count_errors(model, data.test))}

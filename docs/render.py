@@ -78,6 +78,7 @@ VARIANTS = {
     "limited_labels": [],
     "constant": [],
     "controls": [],
+    "hinton": [],
     "cross_modal": [
         ("image student", "image teacher"),
         ("zero-shot", "image student"),
@@ -570,8 +571,9 @@ def value(key):
 def value_of_variant(name, what):
     """`accuracy(row)`, `gain(row | other)`, `interval(row | other)`, `wins(row | other)`, `minutes`
     (of the first run), `labels_at(student | percent)` (how many labels an accuracy takes), and
-    means over the runs of a row's `errors(row)` and of what else they report, by the names of its
-    keys, a row's name among them:
+    means over the runs of a row's `errors(row)`, of `more_errors(row | than another)` with the
+    lowest and the highest, and of what else they report, by the names of its keys, a row's name
+    among them:
     `number(key | key)`, `seconds(...)`, `share(...)` and, divided, `ratio(key / key)`."""
     runs = read(name)["runs"]
     kind, argument = re.fullmatch(r"(\w+)(?:\((.*)\))?", what).groups()
@@ -591,6 +593,9 @@ def value_of_variant(name, what):
         return f"{runs[0]['seconds']['total'] / 60:.0f} minutes"
     if kind == "errors":
         return f"{of_row(name, argument, 'test_errors').mean():.1f}"
+    if kind == "more_errors":
+        a, b = (of_row(name, row.strip(), "test_errors") for row in argument.split("|"))
+        return f"{(a - b).mean():.1f} ({(a - b).min()} to {(a - b).max()})"
     if kind == "number":
         return f"{mean(argument):.3g}"
     if kind == "seconds":

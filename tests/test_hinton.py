@@ -1,12 +1,14 @@
 """Section 3 of the paper: the jitter, the biases, and what each network is shown."""
 
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, exhibit, load
+from conftest import EXAMPLES, ROOT, exhibit, load
 from flax import nnx
 
 SCRIPT = "25_hinton_2015.py"
@@ -162,18 +164,18 @@ def test_what_each_network_is_shown(hinton, digits, monkeypatch, tmp_path):
         temperatures=(4.0,),
     )
     report = hinton.main(config)
-    names = ["large_net", "small_net", "distilled", "no_threes", "only_7s_and_8s"]
-    assert list(shown) == [*names, "30_units_at_T_=_4"]
+    names = ["large net", "small net", "distilled", "no threes", "only 7s and 8s"]
+    assert list(shown) == [*names, "30 units at T = 4"]
     for name, seen in shown.items():
         index, image, label = (
             np.concatenate([b[k] for b in seen]) for k in ("index", "image", "label")
         )
         same = (image == data.train.image[index] / np.float32(255)).all((1, 2, 3))
-        assert same.all() == (name != "large_net")
+        assert same.all() == (name != "large net")
         np.testing.assert_array_equal(label, data.train.label[index])
-        digits_seen = {"no_threes": set(range(10)) - {3}, "only_7s_and_8s": {7, 8}}
+        digits_seen = {"no threes": set(range(10)) - {3}, "only 7s and 8s": {7, 8}}
         assert set(label) == digits_seen.get(name, set(range(10)))
-        assert ("teacher_logits" in seen[0]) == (name not in ("large_net", "small_net"))
+        assert ("teacher_logits" in seen[0]) == (name not in ("large net", "small net"))
     [kept] = (tmp_path / "checkpoints").glob("large_net-*")
     assert kept.exists()
     rows = {row["name"]: row for row in report["results"]}
@@ -181,3 +183,34 @@ def test_what_each_network_is_shown(hinton, digits, monkeypatch, tmp_path):
         hindsight = rows[f"{name}, best bias in hindsight"]["test_errors"]
         assert hindsight <= min(rows[name]["test_errors"], rows[f"{name}, {mended}"]["test_errors"])
     assert all(0 <= row["errors_on_threes"] <= row["test_errors"] for row in rows.values())
+
+
+# %% Results
+
+
+def committed(name):
+    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+
+
+def test_the_results_are_of_these_settings(hinton):
+    """Whoever changes a default has to measure again."""
+    found = committed("hinton")["config"]
+    defaults = dataclasses.asdict(hinton.Config())
+    for own in ("data_dir", "output_dir", "seed"):
+        found.pop(own, None)
+        del defaults[own]
+    assert found == defaults
+
+
+def test_the_search_tried_these_settings(hinton):
+    """The large net's and its student's come first; the small net's are the best of those tried."""
+    config, cells = hinton.Config(), committed("hinton_tuning")["cells"]
+    large, student, *_ = hinton.plan(config, utils.load_data("digits"))
+    assert cells[0]["dropout"] == [config.input_dropout, config.dropout]
+    for cell, recipe in zip(cells, (large, student), strict=False):
+        assert (cell["learning_rate"], cell["epochs"]) == (recipe.learning_rate, recipe.epochs)
+    assert cells[1]["alpha"] == config.alpha
+    small = [cell for cell in cells if cell["kind"] == "small net"]
+    best = min(small, key=lambda cell: cell["errors"])
+    assert best["learning_rate"] == config.baseline_learning_rate
+    assert best["epochs"] == student.epochs
