@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -128,12 +129,12 @@ def write(name, content):
 
 def run(script, flags, seed, folder):
     """Runs a script with a seed, in a process of its own; the report that it left. `4N` among
-    the flags stands for four times the seed."""
+    the flags stands for four times the seed. Raises UserError if the script fails."""
     flags = [str(4 * seed) if flag == "4N" else flag for flag in flags]
     command = [sys.executable, script, "--seed", str(seed), "--output-dir", folder, *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        raise utils.UserError(f"{' '.join(command[1:])}: {done.stderr}")
     return json.loads((ROOT / folder / "results.json").read_text())
 
 
@@ -211,7 +212,11 @@ def again(name, seed, *flags):
     errors are to be expected with the same versions on the same kind of machine."""
     script, arguments, _ = VARIANTS[name]
     folder, committed = f"runs/again/{name}", json.loads((RESULTS / f"{name}.json").read_text())
-    shutil.rmtree(ROOT / folder, ignore_errors=True)
+    known = {str(row["seed"]) for x in committed["runs"] for row in x["rows"]}
+    utils.require(seed in known, f"{seed}: no seed of docs/results/{name}.json")
+    utils.claim(folder)  # so that nobody is training in it
+    shutil.rmtree(ROOT / folder)
+    utils.CLAIMED.clear()
     report = run(script, [*arguments, *flags], int(seed), folder)
     before, now = {}, {}  # the errors of the rows of a name and a seed: weak teachers share both
     rows = itertools.chain.from_iterable(x["rows"] for x in committed["runs"])
@@ -237,7 +242,7 @@ def tuning():
     kd = load(SCRIPT)
     data = utils.load_data("mnist", None, HOLDOUT)
     if data.name != "mnist":
-        sys.exit("tuning needs MNIST")
+        raise utils.UserError("tuning needs MNIST")
     folder = ROOT / "runs/measure/tuning"
     teacher, _ = kd.train_teacher(data, kd.Recipe(0, 3, 128, 5e-3, "onecycle"), folder)
     cells, cost = [], 0.0
@@ -282,7 +287,7 @@ def limited_tuning():
     script = load("examples/16_limited_labels.py")
     data = utils.load_data("mnist", None, HOLDOUT)
     if data.name != "mnist":
-        sys.exit("limited_tuning needs MNIST")
+        raise utils.UserError("limited_tuning needs MNIST")
     folder = "runs/measure/limited_tuning"
     recipe = script.Recipe(3, 3, 128, 5e-3, "onecycle")
     config = script.Config(output_dir=folder)
@@ -315,7 +320,7 @@ def hinton_tuning():
     the students' rate, epochs and alpha; errors on validation images that none of them saw."""
     script, data = load(VARIANTS["hinton"][0]), utils.load_data("mnist", None, HOLDOUT)
     if data.name != "mnist":
-        sys.exit("hinton_tuning needs MNIST")
+        raise utils.UserError("hinton_tuning needs MNIST")
     config = script.Config(output_dir="runs/measure/hinton_tuning")
     cells, cost, tables = [], 0.0, []
 
@@ -348,21 +353,35 @@ def hinton_tuning():
     write("hinton_tuning", content | {"cost_seconds": round(cost), "cells": cells})
 
 
-if __name__ == "__main__":
+def main(arguments):
     os.chdir(ROOT)
     RESULTS.mkdir(exist_ok=True)
-    utils.use_huge_pages()
-    if len(sys.argv) > 3 and sys.argv[1] == "again" and sys.argv[2] in VARIANTS:
-        sys.exit(again(*sys.argv[2:]))
-    names = [x for name in sys.argv[1:] for x in (EVIDENCE if name == "evidence" else [name])]
+    if len(arguments) > 2 and arguments[0] == "again" and arguments[1] in VARIANTS:
+        sys.exit(again(*arguments[1:]))
+    names = [x for name in arguments for x in (EVIDENCE if name == "evidence" else [name])]
     searches = (tuning, limited_tuning, hinton_tuning)
     known = {search.__name__: search for search in searches}
     known |= {name: functools.partial(experiment, name) for name in EXPERIMENTS}
     known |= {name: functools.partial(variant, name) for name in VARIANTS}
     if not names or not set(names) <= set(known):
         usage = f"usage: python docs/measure.py [evidence|{'|'.join(known)}] ..."
-        sys.exit(f"{usage}\n       python docs/measure.py again [{'|'.join(VARIANTS)}] SEED ...")
+        usage += f" or: python docs/measure.py again [{'|'.join(VARIANTS)}] SEED ..."
+        raise utils.UserError(usage)
     for wanted in names:
         begun = time.perf_counter()
         known[wanted]()
         print(f"{wanted}: {(time.perf_counter() - begun) / 60:.0f} minutes", flush=True)
+
+
+if __name__ == "__main__":
+    # Stopped, it takes the script that it runs with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    utils.use_huge_pages()
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except (utils.UserError, OSError) as error:
+        print(f"measure.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -203,9 +203,9 @@ def best_bias(logits, classes, label):
     margin = margins(logits, classes)  # between two of them no answer changes
     # Of each image: is the answer wrong where one of them wins, and where none does?
     inside, outside = (add(logits, classes, x).argmax(axis=1) != label for x in (1e6, -1e6))
-    order = np.argsort(margin)
-    errors = np.cumsum(inside[order]) + outside.sum() - np.cumsum(outside[order])
-    return float(margin[order][np.argmin(errors[:-1]) :][:2].mean())
+    change = (inside.astype(int) - outside)[np.argsort(margin)]
+    best, edges = np.argmin(np.cumsum([0, *change])), [margin.min() - 1, *margin, margin.max() + 1]
+    return float(np.sort(edges)[best : best + 2].mean())
 
 
 def add(logits, classes, bias):

@@ -81,7 +81,7 @@ RULES = {
     "noise": (lambda v: 0 <= v <= 1, "from 0 to 1"),
     "unit": (lambda v: 1 <= v <= 10_000, "from 1 to 10,000"),
     "dropout": (lambda v: 0 <= v < 1, "0 or more and below 1"),
-    "max_norm": (lambda v: 0 < v < math.inf, "a number above 0"),
+    "max_norm": (lambda v: 1e-3 <= v <= 1e6, "from 0.001 to 1,000,000"),
     "smoothing": (lambda v: 0 < v < 1, "above 0 and below 1"),
     "ambiguous": (lambda v: 0 <= v <= 1, "from 0 to 1"),
 }
@@ -152,7 +152,9 @@ def check_flags(config):
         for one in value if several else (value,):
             if rule and one is not None:
                 require(rule[0](one), f"{flag} {one}: must be {rule[1]}")
-        require(not several or len(set(value)) == len(value), f"{flag}: must not repeat a value")
+        if several:  # as a number is printed, it names a network
+            shown = {f"{x:.12g}" if isinstance(x, float) else x for x in value}
+            require(len(shown) == len(value), f"{flag}: must not repeat a value")
 
 
 def start(config, share=True):
@@ -163,13 +165,14 @@ def start(config, share=True):
     if share:
         use_all_cores()
     data = load_data(config.dataset, config.data_dir, getattr(config, "holdout", 0), config.quick)
-    _claim(config.output_dir)
+    claim(config.output_dir)
     print(f"Data: {data}", flush=True)
     return data
 
 
-def _claim(output_dir):
-    """Makes the output folder and locks it, until the process ends or claims another."""
+def claim(output_dir):
+    """Makes the output folder and locks it, until the process ends or claims another. Raises
+    UserError if another process has it, or if it cannot be written."""
     folder, flag = Path(output_dir), f"--output-dir {output_dir!r}"
     try:
         output_dir.encode()
@@ -427,7 +430,7 @@ def take_labels(split, count, seed):
 
 def check_batch(flag, size, images):
     """Raises UserError if there are not enough images for one batch."""
-    require(size <= images, f"{flag} {size}: larger than the data, {images:,} images")
+    require(size <= images, f"{flag} {size}: a training has only {images:,} images")
 
 
 def batches(split, batch_size, seed, epoch, **tables):

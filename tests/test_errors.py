@@ -88,7 +88,7 @@ def test_output_dir_with_a_folder_in_the_way(call, tmp_path, name):
 
 def test_output_dir_of_another_run(call, tmp_path):
     folder = tmp_path / "shared"
-    script = "import sys, utils; utils._claim(sys.argv[1]); print(flush=True); input()"
+    script = "import sys, utils; utils.claim(sys.argv[1]); print(flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", script, folder], cwd=EXAMPLES, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -96,7 +96,7 @@ def test_output_dir_of_another_run(call, tmp_path):
         other.stdout.readline()
         assert "another run is using it" in call("--output-dir", folder)
         other.communicate(b"\n")
-    utils._claim(str(folder))
+    utils.claim(str(folder))
 
 
 def damage(folder, case):

@@ -112,6 +112,9 @@ def test_best_bias_is_the_best_of_all(hinton):
 
     assert errors(best) == min(errors(x) for x in np.linspace(-30, 30, 3001))
     assert errors(best) < errors(0)
+    for one, wins in ((3, True), (5, False)):  # of one image, too
+        bias = hinton.best_bias(logits[:1], (3,), np.array([one]))
+        assert (hinton.add(logits[:1], (3,), bias).argmax(-1) == 3) == wins
 
 
 def test_what_is_added_changes_no_other_class(hinton):

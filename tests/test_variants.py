@@ -30,6 +30,7 @@ OWN = {
     ],
     "25_hinton_2015.py": [
         ["--temperature", "0"], ["--temperatures", "0"], ["--units", "0"], ["--alpha", "2"],
+        ["--temperatures", "20", "20.0000000000001"],
         ["--teacher-epochs", "-1"], ["--teacher-learning-rate", "0"], ["--holdout", "5000"],
         ["--input-dropout", "1"], ["--dropout", "-0.1"], ["--max-norm", "0"],
         ["--baseline-learning-rate", "0"],
