@@ -107,6 +107,7 @@ HINTON_DISTILLED = (
     (8e-3, 20, 0.5),
     (8e-3, 60, 0.3),
 )
+HINTON_SEEDS = (0, 1, 2)  # of the students of each large net; of all others 0
 HINTON_SMALL = ((8e-3, 20), (4e-3, 20), (2e-3, 20), (1e-3, 20), (8e-3, 40))
 # In this order: one part takes over the teacher of another.
 EVIDENCE = ("limited_tuning", "limited_labels", "constant", "controls", "hinton_tuning", "hinton")
@@ -214,7 +215,7 @@ def again(name, seed, *flags):
     folder, committed = f"runs/again/{name}", json.loads((RESULTS / f"{name}.json").read_text())
     known = {str(row["seed"]) for x in committed["runs"] for row in x["rows"]}
     utils.require(seed in known, f"{seed}: no seed of docs/results/{name}.json")
-    utils.claim(folder)  # so that nobody is training in it
+    utils.claim(str(ROOT / folder))  # so that nobody is training in it
     shutil.rmtree(ROOT / folder)
     utils.CLAIMED.clear()
     report = run(script, [*arguments, *flags], int(seed), folder)
@@ -322,34 +323,40 @@ def hinton_tuning():
     if data.name != "mnist":
         raise utils.UserError("hinton_tuning needs MNIST")
     config = script.Config(output_dir="runs/measure/hinton_tuning")
+    large, *_ = script.plan(config, data)
     cells, cost, tables = [], 0.0, []
 
-    def train(kind, network, rate, epochs, dropout, **how):
+    def train(kind, network, rate, epochs, dropout, seeds=(0,), **how):
         nonlocal cost
-        recipe = script.Recipe(0, epochs, 256, rate, "onecycle")
-        model, phase = script.train_dense(kind, network, recipe, data, data.train, config, **how)
-        cost += phase.seconds
+        errors = []
+        for seed in seeds:
+            recipe = large._replace(seed=seed, epochs=epochs, learning_rate=rate)
+            common = network, recipe, data, data.train, config
+            model, phase = script.train_dense(kind, *common, **how)
+            cost += phase.seconds
+            errors.append(int(utils.count_errors(model, data.test)))
         cell = {"kind": kind, "dropout": dropout, "learning_rate": rate, "epochs": epochs}
-        cell |= {"alpha": how.get("alpha"), "errors": int(utils.count_errors(model, data.test))}
-        cells.append(cell)
-        print(*cell.values(), flush=True)
+        cells.append(cell | {"alpha": how.get("alpha"), "errors": errors})
+        print(*cells[-1].values(), flush=True)
         return model
 
-    def distil(table, dropout, rate, epochs, alpha):
+    def distil(table, dropout, rate, epochs, alpha, **seeds):
         how = {"table": table, "alpha": alpha, "temperature": config.temperature}
-        train("distilled", small, rate, epochs, dropout, **how)
+        train("distilled", small, rate, epochs, dropout, **how, **seeds)
 
     small = functools.partial(script.DenseNet, 800)
     for dropout, rate, epochs in HINTON_LARGE:
-        large = functools.partial(script.DenseNet, 1200, dropout)
-        teacher = train("large net", large, rate, epochs, dropout, regularised=True)
+        network = functools.partial(script.DenseNet, 1200, dropout)
+        teacher = train("large net", network, rate, epochs, dropout, regularised=True)
         tables.append(utils.predict_by_index(teacher, data.train))
-        distil(tables[-1], dropout, *HINTON_DISTILLED[0])
+        distil(tables[-1], dropout, *HINTON_DISTILLED[0], seeds=HINTON_SEEDS)
     for how in HINTON_DISTILLED[1:]:
         distil(tables[0], HINTON_LARGE[0][0], *how)
     for rate, epochs in HINTON_SMALL:
         train("small net", small, rate, epochs, None)
     content = {"holdout": HOLDOUT, "versions": utils.versions(), "device": utils.device()}
+    content |= {"batch_size": large.batch_size, "schedule": large.schedule}
+    content |= {"temperature": config.temperature, "max_norm": config.max_norm}
     write("hinton_tuning", content | {"cost_seconds": round(cost), "cells": cells})
 
 

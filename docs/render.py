@@ -354,7 +354,7 @@ def table_limited_labels():
     present = {row["name"] for row in read("limited_labels")["runs"][0]["rows"]}
     rows, header = [], ["labels", baseline]
     for kind in kinds:
-        header += [kind, "gain, points (95 % interval), seeds won"]
+        header += [kind, "gain over the baseline, points (95 % interval), seeds won"]
     for count in counts:
         base = accuracies("limited_labels", f"{baseline}, {count} labels")
         rows.append([f"{count:,}", percent(base.mean())])
@@ -461,9 +461,10 @@ def table_hinton_tuning():
         dropout = " and ".join(f"{x:g}" for x in cell["dropout"] or ())
         alpha = "" if cell["alpha"] is None else f"{cell['alpha']:g}"
         settings = [dropout, f"{cell['learning_rate']:g}", cell["epochs"], alpha]
-        rows.append([cell["kind"], *settings, cell["errors"]])
-    note = f"Errors on {tuning['holdout']:,} validation images, one seed. A student is taught by "
-    note += "the large net above it or, of those further down, by the first. "
+        errors = ", ".join(map(str, cell["errors"]))
+        rows.append([cell["kind"], *settings, errors])
+    note = f"Errors on {tuning['holdout']:,} validation images, one figure a seed. A student is "
+    note += "taught by the large net above it or, of those further down, by the first. "
     note += f"Measured by `{tuning['command']}`."
     header = ["network", "dropout of the large net: inputs and hidden units", "peak rate", "epochs"]
     return f"{markdown([*header, 'alpha', 'errors'], rows)}\n\n{note}"
@@ -476,8 +477,9 @@ def table_hinton():
     for name in (row["name"] for row in runs[0]["rows"] if "units" not in row["name"]):
         errors, threes = (of_row("hinton", name, x) for x in ("test_errors", "errors_on_threes"))
         row = [name, f"{paper[name]:,}" if name in paper else ""]
-        row.append(f"{errors.mean():.1f} ± {errors.std(ddof=1):.1f}")
-        row += [f"{errors.min()} to {errors.max()}", f"{threes.mean():.1f}"]
+        digits = 0 if errors.mean() > 1000 else 1
+        row.append(f"{errors.mean():,.{digits}f} ± {errors.std(ddof=1):.{digits}f}")
+        row += [f"{errors.min():,} to {errors.max():,}", f"{threes.mean():.1f}"]
         split, _, mended = name.partition(", ")
         key = "best_bias" if "best" in mended else "bias"
         biases = [run[split][key] for run in runs] if mended else []
@@ -592,7 +594,8 @@ def value_of_variant(name, what):
     if kind == "minutes":
         return f"{runs[0]['seconds']['total'] / 60:.0f} minutes"
     if kind == "errors":
-        return f"{of_row(name, argument, 'test_errors').mean():.1f}"
+        found = of_row(name, argument, "test_errors").mean()
+        return f"{found:.1f}" if found < 1000 else f"{found:,.0f}"
     if kind == "more_errors":
         a, b = (of_row(name, row.strip(), "test_errors") for row in argument.split("|"))
         return f"{(a - b).mean():.1f} ({(a - b).min()} to {(a - b).max()})"

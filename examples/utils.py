@@ -1016,19 +1016,20 @@ def write_results(config, data, rows, figure, more=None):
 def summary(report, data, lines):
     """Prints the table of the models and the lines {what: found} below it."""
     banner("SUMMARY")
-    print(f"{'':31}parameters  {data.scored_on} accuracy  errors")
-    costs = {}
-    for name in dict.fromkeys(row["name"] for row in report["results"]):
+    names, costs = dict.fromkeys(row["name"] for row in report["results"]), {}
+    wide = max(30, *map(len, names), *map(len, lines))
+    print(f"{'':{wide}} parameters  {data.scored_on} accuracy  errors")
+    for name in names:
         same = [row for row in report["results"] if row["name"] == name]  # of several seeds: a mean
         accuracy = np.mean([row[f"{data.scored_on}_accuracy"] for row in same])
         errors = np.mean([row[f"{data.scored_on}_errors"] for row in same])
         width, found = len(f"  {data.scored_on} accuracy"), f"{100 * accuracy:.2f} %"
-        print(f"{name:31}{same[0]['params']:>10,}{found:>{width}}{errors:>8,.0f}")
+        print(f"{name:{wide}} {same[0]['params']:>10,}{found:>{width}}{errors:>8,.0f}")
         costs[name] = sum(row["seconds"] for row in same)
     costs = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in costs.items() if seconds)
     lines |= {"Time": f"{report['seconds']['total']:.0f} s", "Training, now or before": costs}
     lines["Data"] = data
     lines["Results and figure"] = report["config"]["output_dir"]
     for what, found in lines.items():
-        print(f"{what:30} {found}")
+        print(f"{what:{wide}} {found}")
     sys.stdout.flush()

@@ -108,9 +108,16 @@ def test_a_run_again_is_compared_with_what_is_committed(tmp_path, monkeypatch, c
     for now, wrong in (([7, 8], False), ([7], False), ([7, 9], True)):
         results = [rows[0] | {"test_errors": errors} for errors in now]
         monkeypatch.setattr(measure, "run", lambda *_, results=results: {"results": results})
-        assert measure.again("controls", "90") == wrong
+        assert measure.again("controls", "3") == wrong
         said = "[7, 9] errors, committed are [7, 8]" in capsys.readouterr().out
         assert said == wrong
     monkeypatch.setattr(measure, "run", lambda *_: {"results": []})
     with pytest.raises(SystemExit, match="nothing committed"):
-        measure.again("controls", "90")
+        measure.again("controls", "3")
+    kept = tmp_path / "runs/again/controls/kept"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.touch()
+    for seed in ("90", "abc"):
+        with pytest.raises(measure.utils.UserError, match=f"{seed}: no seed of"):
+            measure.again("controls", seed)
+    assert kept.exists(), "nothing is deleted for a run that is refused"
