@@ -236,14 +236,19 @@ def again(name, seed, *flags):
     return same < len(both)
 
 
+def with_validation():
+    """MNIST, to be scored on images held out of training. Raises UserError without MNIST."""
+    data = utils.load_data("mnist", None, HOLDOUT)
+    utils.require(data.name == "mnist", "a search needs MNIST, which cannot be downloaded")
+    return data
+
+
 def tuning():
     """Learning rate and epochs of baseline and distilled student, and epochs of the teacher, each
     scored on validation images that neither students nor teacher saw; test images take no part."""
     utils.use_all_cores()
     kd = load(SCRIPT)
-    data = utils.load_data("mnist", None, HOLDOUT)
-    if data.name != "mnist":
-        raise utils.UserError("tuning needs MNIST")
+    data = with_validation()
     folder = ROOT / "runs/measure/tuning"
     teacher, _ = kd.train_teacher(data, kd.Recipe(0, 3, 128, 5e-3, "onecycle"), folder)
     cells, cost = [], 0.0
@@ -286,9 +291,7 @@ def limited_tuning():
     searched."""
     utils.use_all_cores()
     script = load("examples/16_limited_labels.py")
-    data = utils.load_data("mnist", None, HOLDOUT)
-    if data.name != "mnist":
-        raise utils.UserError("limited_tuning needs MNIST")
+    data = with_validation()
     folder = "runs/measure/limited_tuning"
     recipe = script.Recipe(3, 3, 128, 5e-3, "onecycle")
     config = script.Config(output_dir=folder)
@@ -319,9 +322,7 @@ def limited_tuning():
 def hinton_tuning():
     """Dropout, rate and epochs of script 25's large net, each with the student it teaches, then
     the students' rate, epochs and alpha; errors on validation images that none of them saw."""
-    script, data = load(VARIANTS["hinton"][0]), utils.load_data("mnist", None, HOLDOUT)
-    if data.name != "mnist":
-        raise utils.UserError("hinton_tuning needs MNIST")
+    script, data = load(VARIANTS["hinton"][0]), with_validation()
     config = script.Config(output_dir="runs/measure/hinton_tuning")
     large, *_ = script.plan(config, data)
     cells, cost, tables = [], 0.0, []
@@ -387,7 +388,7 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from there.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         sys.exit(130)
     except (utils.UserError, OSError) as error:
         print(f"measure.py: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -38,7 +38,7 @@ class Config:
     output_dir: str = "runs/16_limited_labels"  # for results, figure and checkpoints
     seed: int = 42  # of the first pair of students: labelled images, initial weights, batches
     seeds: int | None = None  # so many pairs, of seeds one after another; else 3, quick 2
-    labels: tuple[str, ...] | None = None  # numbers, or all; else 100 250 1000 5000 all
+    labels: tuple[str, ...] | None = None  # else 100 250 1000 5000 all; quick and digits: fewer
     epochs: int | None = None  # of each student; else as in RECIPES
     batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
     learning_rate: float | None = None  # of the students: peak (else as in RECIPES), constant 1e-3

@@ -2,14 +2,14 @@
 
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, ROOT, exhibit, load
+from conftest import EXAMPLES, exhibit, load
 from flax import nnx
+from render import read
 
 SCRIPT = "25_hinton_2015.py"
 RNG = np.random.default_rng(0)
@@ -191,13 +191,9 @@ def test_what_each_network_is_shown(hinton, digits, monkeypatch, tmp_path):
 # %% Results
 
 
-def committed(name):
-    return json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
-
-
 def test_the_results_are_of_these_settings(hinton):
     """Whoever changes a default has to measure again."""
-    found = committed("hinton")["config"]
+    found = read("hinton")["config"]
     defaults = dataclasses.asdict(hinton.Config())
     for own in ("data_dir", "output_dir", "seed"):
         found.pop(own, None)
@@ -205,12 +201,12 @@ def test_the_results_are_of_these_settings(hinton):
     assert found == defaults
 
 
-def test_the_search_tried_these_settings(hinton):
+def test_the_search_tried_these_settings(hinton, digits):
     """The large net's and its student's come first; the small net's are the best of those tried."""
-    config, search = hinton.Config(), committed("hinton_tuning")
+    config, search = hinton.Config(), read("hinton_tuning")
     cells = search["cells"]
     assert (search["temperature"], search["max_norm"]) == (config.temperature, config.max_norm)
-    large, student, *_ = hinton.plan(config, utils.load_data("digits"))
+    large, student, *_ = hinton.plan(config, digits)
     assert cells[0]["dropout"] == [config.input_dropout, config.dropout]
     for cell, recipe in zip(cells, (large, student), strict=False):
         assert (cell["learning_rate"], cell["epochs"]) == (recipe.learning_rate, recipe.epochs)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import utils
 from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS, eager, load
-from test_resume import weights
+from test_resume import check_same_end
 
 # What may differ between scripts of the same name; all else is identical to the letter.
 OWN = {"Config", "main", "plan", "draw"}
@@ -85,25 +85,7 @@ def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
     again = run(tmp_path, *command[1:])
     assert again.returncode == 0, again.stderr
     assert 0 < again.stdout.count("\nEpoch ") < epochs
-    assert outcome(killed) == outcome(whole)
-    want, got = weights(whole), weights(killed)
-    assert want.keys() == got.keys()
-    for key, leaf in want.items():
-        assert leaf.tobytes() == got[key].tobytes(), key
-
-
-def outcome(folder):
-    """What a run left, without what is a matter of time."""
-
-    def timeless(x):
-        if isinstance(x, dict):
-            untimed = {k: v for k, v in x.items() if "seconds" not in k and k != "clock"}
-            return {k: timeless(v) for k, v in untimed.items()}
-        return [timeless(y) for y in x] if isinstance(x, list) else x
-
-    report = json.loads((folder / "results.json").read_text())
-    del report["config"]["output_dir"]
-    return timeless(report)
+    check_same_end(killed, whole)
 
 
 def test_15_takes_the_teacher_that_13_left(tmp_path):
