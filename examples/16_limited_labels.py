@@ -11,12 +11,13 @@ A baseline and a distilled student for each number of labels, over several seeds
 that was searched for it; and a student that learns from the teacher on images without labels, too.
 How accurate are they, how much like their teacher, and are they as sure as they may be?
 
-    python examples/16_limited_labels.py           # 3 seeds: reckoned at 50 minutes, slow cores
+    python examples/16_limited_labels.py           # 3 seeds: 10 to 45 minutes
     python examples/16_limited_labels.py --quick   # a first look: about a minute
 
-On 2 CPU cores. Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015,
-arXiv:1503.02531, section 6. Stanton et al.: Does Knowledge Distillation Really Work?, 2021,
-arXiv:2106.05945. Guo et al.: On Calibration of Modern Neural Networks, 2017, arXiv:1706.04599.
+On 2 CPU cores, fast or slow, from runs of 5 seeds. Hinton, Vinyals, Dean: Distilling the Knowledge
+in a Neural Network, 2015, arXiv:1503.02531, section 6. Stanton et al.: Does Knowledge Distillation
+Really Work?, 2021, arXiv:2106.05945. Guo et al.: On Calibration of Modern Neural Networks, 2017,
+arXiv:1706.04599.
 """
 
 import dataclasses
