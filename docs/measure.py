@@ -121,9 +121,13 @@ def load(script):
     return module
 
 
+BEGUN = {}  # when each part of this command began
+
+
 def write(name, content):
     content = {"command": f"python docs/measure.py {name}", **content}
     content["date"] = datetime.date.today().isoformat()
+    content["minutes"] = round((time.perf_counter() - BEGUN[name]) / 60)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     utils.write_whole(RESULTS / f"{name}.json", text.encode())
 
@@ -376,9 +380,9 @@ def main(arguments):
         usage += f" or: python docs/measure.py again [{'|'.join(VARIANTS)}] SEED ..."
         raise utils.UserError(usage)
     for wanted in names:
-        begun = time.perf_counter()
+        BEGUN[wanted] = time.perf_counter()
         known[wanted]()
-        print(f"{wanted}: {(time.perf_counter() - begun) / 60:.0f} minutes", flush=True)
+        print(f"{wanted}: {(time.perf_counter() - BEGUN[wanted]) / 60:.0f} minutes", flush=True)
 
 
 if __name__ == "__main__":
