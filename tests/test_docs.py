@@ -100,6 +100,22 @@ def test_scripts_are_short():
         assert len((EXAMPLES / script).read_text().splitlines()) <= 300, script
 
 
+def test_each_search_gets_devices_of_its_own(monkeypatch):
+    commands, ran = [], []
+    monkeypatch.chdir(ROOT)
+
+    def run(command, **_):
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, 0 if len(commands) < 2 else 130)
+
+    monkeypatch.setattr(measure.subprocess, "run", run)
+    monkeypatch.setattr(measure, "variant", ran.append)
+    with pytest.raises(SystemExit, match="130"):
+        measure.main(["limited_tuning", "controls", "hinton_tuning", "hinton"])
+    assert commands == [["limited_tuning"], ["hinton_tuning"]]
+    assert ran == ["controls"], "and nothing goes on after a search that failed"
+
+
 def test_a_run_again_is_compared_with_what_is_committed(tmp_path, monkeypatch, capsys):
     rows = [{"name": "weak", "seed": 3, "test_errors": errors} for errors in (7, 8)]
     (tmp_path / "controls.json").write_text(json.dumps({"runs": [{"rows": rows}]}))
