@@ -100,6 +100,25 @@ def test_scripts_are_short():
         assert len((EXAMPLES / script).read_text().splitlines()) <= 300, script
 
 
+@pytest.mark.parametrize(
+    "name", [path.stem for path in sorted((render.RESULTS / "again").glob("*.json"))]
+)
+def test_the_second_run_has_the_settings_of_the_first(name):
+    first, second = (render.read(f"{place}{name}") for place in ("", "again/"))
+    for key in ("each", "seeds", "device", "holdout", "temperature", "batch_size", "max_norm"):
+        assert first.get(key) == second.get(key), key
+    configs = (run.get("config", {}).items() for run in (first, second))
+    given, again = ({k: v for k, v in config if v is not None} for config in configs)
+    assert given == again
+    measured = ("accuracy", "errors")
+    cells, others = (
+        [{k: v for k, v in cell.items() if k not in measured} for cell in run.get("cells", [])]
+        for run in (first, second)
+    )
+    assert cells == others
+    assert second["minutes"] <= 60, "the part's target"
+
+
 def test_each_search_gets_devices_of_its_own(monkeypatch):
     commands, ran = [], []
     monkeypatch.chdir(ROOT)

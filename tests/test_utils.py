@@ -283,7 +283,7 @@ def test_alpha_1_is_the_baseline(tmp_path, digits, kd, teacher):
 
 
 def test_committed_results_hold_no_path():
-    for path in (ROOT / "docs" / "results").glob("*.json"):
+    for path in (ROOT / "docs" / "results").rglob("*.json"):
         text = path.read_text()
         assert "/" not in json.loads(text).get("config", {}).get("output_dir", ""), path
         assert "/home/" not in text
