@@ -3,11 +3,11 @@ teacher and 10 for each student, constant rate, teacher inside the step, `nnx.ma
 
     python tests/benchmarks/plain_loop.py DATA_DIR [--whole]
 
-It stands alone and takes nothing from the examples. Without --whole it runs two epochs of each net,
+It takes nothing from the examples. Without --whole it runs two epochs of each net,
 and reckons the rest by the second, which holds no compilation. The last line says the total.
 """
 
-import gzip
+import functools
 import sys
 import time
 from pathlib import Path
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from idx import read
 
 
 class Teacher(nnx.Module):
@@ -86,13 +87,6 @@ def count_right(model, image, label):
     return (model(image).argmax(-1) == label).sum()
 
 
-def read(folder, part):
-    image = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:]
-    label = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:]
-    image = np.frombuffer(image, np.uint8).reshape(-1, 28, 28, 1).astype(np.float32) / 255
-    return image, np.frombuffer(label, np.uint8).astype(np.int32)
-
-
 def train(model, epochs, whole, train_set, test_set, seed, teacher=None):
     """Trains all the epochs, or two of them; returns the seconds that all of them take."""
     optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
@@ -118,6 +112,31 @@ def train(model, epochs, whole, train_set, test_set, seed, teacher=None):
         seconds.append(time.perf_counter() - begun)
         print(f"epoch {epoch}: {right / len(test_set[1]):.4f}, {seconds[-1]:.1f} s", flush=True)
     return sum(seconds) + (epochs - len(seconds)) * seconds[-1]
+
+
+def cases(folder, flags):
+    """What compare.py times: functions that take a number of steps, by name."""
+    image, label = (x[:4096] for x in read(folder, "train"))
+    order = np.random.default_rng(0).permutation(4096)
+    teacher, student, other = Teacher(nnx.Rngs(0)), Student(nnx.Rngs(42)), Teacher(nnx.Rngs(1))
+    other.eval()
+
+    def steps(step, count):
+        for i in range(count):
+            at = order[i % 32 * 128 :][:128]
+            out = step(jnp.asarray(image[at]), jnp.asarray(label[at]))
+        return jax.block_until_ready(out)
+
+    def training(model):
+        optimizer = nnx.Optimizer(model, optax.adam(1e-3), wrt=nnx.Param)
+        return optimizer, functools.partial(train_step, model, optimizer)
+
+    optimizer, student_step = training(student)
+    distil = functools.partial(distillation_step, student, other, optimizer)
+    found = {"student step": student_step, "teacher step": training(teacher)[1]}
+    found |= {"teacher inference": functools.partial(count_right, other)}
+    found |= {"distillation step": distil}
+    return {name: functools.partial(steps, step) for name, step in found.items()}
 
 
 def main(folder, whole):

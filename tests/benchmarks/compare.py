@@ -1,0 +1,338 @@
+"""Times ours against the same job in plain Flax NNX, PyTorch and Keras 3, and against the machine.
+Writes docs/results/compare.json.
+
+    python -m pip install -r tests/benchmarks/requirements.txt    # beside the project's own
+    python tests/benchmarks/compare.py DATA_DIR                   # both parts
+    python tests/benchmarks/compare.py DATA_DIR --only steps --rounds 15
+
+DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, batch 128 from
+memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
+noisy for all; a ratio is taken within each round. *Jobs*: whole processes, cold, from the command
+to the last line, one after the other, as many times as --repeats says.
+"""
+
+import argparse
+import contextlib
+import datetime
+import functools
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
+RESULT = ROOT / "docs" / "results" / "compare.json"
+PEERS = {  # those whose steps are timed: the module beside this file, or None, and its flags
+    "ours": (None, []),
+    "plain Flax NNX": ("plain_loop", []),
+    "PyTorch": ("pytorch_loop", []),
+    "PyTorch, channels-last": ("pytorch_loop", ["--channels-last"]),
+    "PyTorch, torch.compile": ("pytorch_loop", ["--compiled"]),
+    "Keras 3": ("keras_loop", []),
+    "machine": (None, []),
+}
+JOBS = {
+    "ours": [SCRIPT, "--labels", "all", "--data-dir"],
+    "ours, the default run": [SCRIPT, "--data-dir"],
+    "plain Flax NNX": [HERE / "plain_loop.py", "--whole"],
+    "PyTorch": [HERE / "pytorch_loop.py"],
+    "PyTorch, channels-last": [HERE / "pytorch_loop.py", "--channels-last"],
+    "PyTorch, our recipe": [HERE / "pytorch_loop.py", "--cached"],
+    "PyTorch, our recipe, channels-last": [HERE / "pytorch_loop.py", "--cached", "--channels-last"],
+    "Keras 3": [HERE / "keras_loop.py"],
+}
+BATCH, SECONDS = 128, 0.6  # of a turn, about
+# Multiplications with additions of one image's way forward: outputs × inputs of each of them.
+FORWARD = {
+    "student": 26 * 26 * 16 * 9 + 11 * 11 * 32 * 9 * 16 + 800 * 64 + 64 * 10,
+    "teacher": 28 * 28 * 64 * 9 + 14 * 14 * 128 * 9 * 64 + 7 * 7 * 128 * 9 * 128
+    + 1152 * 512 + 512 * 256 + 256 * 10,
+}  # fmt: skip
+FIRST = {"student": 26 * 26 * 16 * 9, "teacher": 28 * 28 * 64 * 9}  # needs no gradient of images
+MATRIX = 2048
+MEGABYTES = 256
+
+
+# %% Steps
+
+
+def ours(folder):
+    """Script 15's steps, with batches as its training takes them."""
+    sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
+    import jax
+    import numpy as np
+    import utils
+    from flax import nnx
+    from measure import load
+
+    utils.use_all_cores()
+    kd, data = load(SCRIPT), utils.load_data("mnist", folder)
+    images = data.train.take(slice(32 * BATCH))
+    teacher, student = kd.TeacherCNN(rngs=nnx.Rngs(0)), kd.StudentCNN(rngs=nnx.Rngs(42))
+    frozen, guided = kd.TeacherCNN(rngs=nnx.Rngs(1)), kd.StudentCNN(rngs=nnx.Rngs(42))
+    table = {"teacher_logits": np.zeros((32 * BATCH, 10), np.float32)}
+
+    def training(step, model, *more, tables=(), how=()):
+        recipe = kd.Recipe(0, 4, BATCH, 1e-3, "onecycle")
+        optimizer = kd.make_optimizer(model, recipe, 60_000)
+        utils.replicate((model, optimizer))
+        return one_after_the_other(nnx.cached_partial(step, model, *more, optimizer), tables, how)
+
+    def one_after_the_other(step, tables=(), how=()):
+        def run(count):
+            while count > 0:
+                batches = utils.batches(images, BATCH, 0, count, **dict(tables))
+                for batch, _ in zip(batches, range(count), strict=False):
+                    out = step(batch, *how)
+                count -= 32
+            jax.block_until_ready(out)
+
+        return run
+
+    def inference(count):
+        utils.predict(frozen, data.train.take(slice(BATCH * count)), BATCH)
+
+    utils.replicate(frozen)
+    distil = functools.partial(training, kd.train_student_step, how=(3.0, 0.5))
+    return {
+        "student step": training(kd.train_step, student),
+        "teacher step": training(kd.train_step, teacher),
+        "teacher inference": inference,
+        "distillation step": distil(guided, frozen),
+        "distillation step, cached logits": distil(guided, None, tables=table),
+    }
+
+
+def machine():
+    """What the machine can do: products of square matrices, and reading and writing memory."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((MATRIX, MATRIX), jnp.float32)
+    product, copy = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+    long = jnp.ones(MEGABYTES * 2**18, jnp.float32)
+
+    def repeat(function, x, count):
+        for _ in range(count):
+            jax.block_until_ready(function(x))
+
+    cases = {"matrix product": (product, matrix), "copy": (copy, long)}
+    return {name: functools.partial(repeat, *how) for name, how in cases.items()}
+
+
+def worker(peer, folder):
+    """Answers each line `[case, count]` on stdin with the seconds that so many steps took."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    module, flags = PEERS[peer]
+    if module:
+        cases = importlib.import_module(module).cases(folder, flags)
+    else:
+        cases = ours(folder) if peer == "ours" else machine()
+    print(json.dumps(list(cases)), file=answers, flush=True)
+    for line in sys.stdin:
+        case, count = json.loads(line)
+        begun = time.perf_counter()
+        cases[case](count)
+        print(json.dumps(time.perf_counter() - begun), file=answers, flush=True)
+
+
+def say(process, what):
+    process.stdin.write(json.dumps(what) + "\n")
+    process.stdin.flush()
+    return listen(process)
+
+
+def listen(process):
+    line = process.stdout.readline()
+    if not line:
+        sys.exit(f"failed: {' '.join(process.args)}")
+    return json.loads(line)
+
+
+def time_steps(folder, rounds):
+    """Milliseconds a step, {case: {peer: [of each round]}}."""
+    with contextlib.ExitStack() as stack:
+        waiting, counts, times = {}, {}, {}
+        for peer in PEERS:
+            command = [sys.executable, __file__, str(folder), "--worker", peer]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            waiting[peer] = stack.enter_context(
+                subprocess.Popen(command, env=environment(peer == "ours"), **pipes)
+            )
+            stack.callback(waiting[peer].stdin.close)
+            for case in listen(waiting[peer]):
+                say(waiting[peer], (case, 2))  # compiles
+                each = say(waiting[peer], (case, 8)) / 8
+                counts[case, peer] = max(2, min(32, round(SECONDS / each)))
+                times.setdefault(case, {})[peer] = []
+            print(f"{peer} is ready", flush=True)
+        for turn in range(rounds):
+            for (case, peer), count in sorted(counts.items()):
+                say(waiting[peer], (case, 1))  # another has left its data in the caches
+                seconds = say(waiting[peer], (case, count))
+                times[case][peer].append(round(1e3 * seconds / count, 3))
+            print(f"round {turn + 1} of {rounds}", flush=True)
+    return times
+
+
+def environment(huge_pages):
+    """With huge pages or without: a job of ours sees to that itself, the best PyTorch gets them."""
+    return os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {})
+
+
+def ratio(a, b):
+    """Median, least and greatest of paired quotients."""
+    found = [x / y for x, y in zip(a, b, strict=True)]
+    return [round(x, 3) for x in (statistics.median(found), min(found), max(found))]
+
+
+def against_the_machine(times):
+    """Of ours: the share of the matrix product's rate, {case: [achieved GFLOP/s, share]}."""
+    peak = [2 * MATRIX**3 / 1e6 / ms for ms in times["matrix product"]["machine"]]
+    found = {"peak_gflops": round(statistics.median(peak))}
+    speed = [2 * MEGABYTES * 2**20 / 1e6 / ms for ms in times["copy"]["machine"]]
+    found["bandwidth_gb_per_second"] = round(statistics.median(speed), 1)
+    for net in ("student", "teacher"):
+        work = {f"{net} step": 3 * FORWARD[net] - FIRST[net]}
+        work |= {"teacher inference": FORWARD[net]} if net == "teacher" else {}
+        for case, products in work.items():
+            rates = [2 * BATCH * products / 1e6 / ms for ms in times[case]["ours"]]
+            share = statistics.median(a / b for a, b in zip(rates, peak, strict=True))
+            found[case] = {"gflops": round(statistics.median(rates)), "share": round(share, 3)}
+    return found
+
+
+def steps(folder, rounds):
+    times = time_steps(folder, rounds)
+    ratios = {
+        f"{case} ÷ {peer}": ratio(times[case]["ours"], those)
+        for case, of in times.items()
+        for peer, those in of.items()
+        if peer not in ("ours", "machine") and "ours" in of
+    }
+    cached = times["distillation step, cached logits"]["ours"]
+    ratios["distillation step, cached logits ÷ student step"] = ratio(
+        cached, times["student step"]["ours"]
+    )
+    for peer, those in times["distillation step"].items():
+        if peer != "ours":
+            ratios[f"distillation step, cached logits ÷ distillation step, {peer}"] = ratio(
+                cached, those
+            )
+    return {
+        "rounds": rounds,
+        "milliseconds": times,
+        "ratios": ratios,
+        "machine": against_the_machine(times),
+    }
+
+
+# %% Jobs
+
+
+def run_job(name, folder):
+    """Wall seconds, peak memory in GB and last test accuracy of each network of a whole process."""
+    script, *flags = map(str, JOBS[name])
+    # Each in a new folder, and its data last: no earlier run's checkpoint or teacher is taken over.
+    flags = [*flags, str(folder)] if "--data-dir" in flags else [str(folder), *flags]
+    with tempfile.TemporaryDirectory() as cwd, open(Path(cwd) / "output.txt", "w+") as output:
+        command = [sys.executable, script, *flags]
+        begun = time.perf_counter()
+        best = environment("our recipe" in name)
+        process = subprocess.Popen(command, stdout=output, cwd=cwd, env=best)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        if status:
+            sys.exit(f"failed: {' '.join(command)}")
+        output.seek(0)
+        text = output.read()
+        found = Path(cwd) / "runs" / SCRIPT.stem / "results.json"
+        if found.exists():
+            rows = json.loads(found.read_text())["results"]
+            accuracy = {row["name"]: row["test_accuracy"] for row in rows}
+        else:
+            text = text[text.index("teacher\n") :]
+            accuracy, net = {}, None
+            for line in text.splitlines():
+                if line.startswith("epoch"):
+                    accuracy[net] = float(line.split()[2].strip(","))
+                elif line in ("teacher", "distilled", "baseline"):
+                    net = line
+    print(f"{name}: {seconds:.1f} s", accuracy, flush=True)
+    return round(seconds, 1), round(usage.ru_maxrss / 1e6, 2), accuracy
+
+
+def jobs(folder, repeats):
+    found = {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
+    for turn in range(repeats):
+        for name, of in found.items():
+            seconds, memory, accuracy = run_job(name, folder)
+            of["seconds"].append(seconds)
+            of["peak_memory_gb"] = max(of["peak_memory_gb"], memory)
+            of["accuracy"].append(accuracy)
+        own = found["ours"]["seconds"]
+        ratios = {
+            f"ours ÷ {name}": ratio(own, of["seconds"])
+            for name, of in found.items()
+            if not name.startswith("ours")
+        }
+        # Kept after each turn, so that a stopped run has lost only the last one.
+        keep("jobs", {"repeats": turn + 1, "runs": found, "ratios": ratios})
+
+
+# %% Main
+
+
+def keep(part, content):
+    """Writes a part of the result, beside what the other part's last run has left there."""
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    packages = ("jax", "flax", "optax", "torch", "keras", "numpy")
+    about = {
+        "command": f"python tests/benchmarks/compare.py DATA_DIR --only {part}",
+        "date": datetime.date.today().isoformat(),
+        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    text = json.dumps(result | {part: about | content}, indent=1, ensure_ascii=False) + "\n"
+    partial = RESULT.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, RESULT)
+    for title, (middle, low, high) in content["ratios"].items():
+        print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("data_dir", type=Path, help="folder with the four MNIST files")
+    parser.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
+    parser.add_argument("--rounds", type=int, default=9, help="of the steps")
+    parser.add_argument("--repeats", type=int, default=3, help="of the jobs")
+    parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
+    flags = parser.parse_args()
+    folder = flags.data_dir.resolve()
+    if flags.worker:
+        return worker(flags.worker, folder)
+    if not (folder / "train-images-idx3-ubyte.gz").exists():
+        parser.error(f"{folder}: must hold train-images-idx3-ubyte.gz and the other three files")
+    for package in ("torch", "keras"):
+        if not importlib.util.find_spec(package):
+            parser.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")
+    if flags.only != "jobs":
+        keep("steps", steps(folder, flags.rounds))
+    if flags.only != "steps":
+        jobs(folder, flags.repeats)
+    return None
+
+
+if __name__ == "__main__":
+    main()
