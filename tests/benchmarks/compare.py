@@ -241,7 +241,8 @@ def steps(folder, rounds):
 
 
 def run_job(name, folder):
-    """Wall seconds, peak memory in GB and last test accuracy of each network of a whole process."""
+    """Of a whole process: wall seconds, peak memory in GB, each network's last test accuracy, and
+    what it printed."""
     script, *flags = map(str, JOBS[name])
     # Each in a new folder, and its data last: no earlier run's checkpoint or teacher is taken over.
     flags = [*flags, str(folder)] if "--data-dir" in flags else [str(folder), *flags]
@@ -269,17 +270,19 @@ def run_job(name, folder):
                 elif line in ("teacher", "distilled", "baseline"):
                     net = line
     print(f"{name}: {seconds:.1f} s", accuracy, flush=True)
-    return round(seconds, 1), round(usage.ru_maxrss / 1e6, 2), accuracy
+    return round(seconds, 1), round(usage.ru_maxrss / 1e6, 2), accuracy, text
 
 
 def jobs(folder, repeats):
     found = {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
     for turn in range(repeats):
         for name, of in found.items():
-            seconds, memory, accuracy = run_job(name, folder)
+            seconds, memory, accuracy, text = run_job(name, folder)
             of["seconds"].append(seconds)
             of["peak_memory_gb"] = max(of["peak_memory_gb"], memory)
             of["accuracy"].append(accuracy)
+            if name == "ours, the default run":
+                output = text
         own = found["ours"]["seconds"]
         ratios = {
             f"ours ÷ {name}": ratio(own, of["seconds"])
@@ -287,7 +290,7 @@ def jobs(folder, repeats):
             if not name.startswith("ours")
         }
         # Kept after each turn, so that a stopped run has lost only the last one.
-        keep("jobs", {"repeats": turn + 1, "runs": found, "ratios": ratios})
+        keep("jobs", {"repeats": turn + 1, "runs": found, "ratios": ratios, "output": output})
 
 
 # %% Main

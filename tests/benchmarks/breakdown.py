@@ -1,0 +1,200 @@
+"""Says where the main job's time goes, and how a step's and an epoch's time grow. Writes
+docs/results/breakdown.json.
+
+    python tests/benchmarks/breakdown.py DATA_DIR    # about 15 minutes on 2 CPU cores
+
+*Parts*: script 15 in a process of its own, cold, with a clock around what it calls; by default,
+with all labels, and again with JAX's persistent compilation cache, empty and then filled. *Batch
+size* and *images*: steps of both networks at batches of 32 to 1,024, and a student's epochs on
+1,000 to 60,000 images.
+"""
+
+import contextlib
+import datetime
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+BEGUN = time.perf_counter()
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
+
+import jax  # noqa: E402
+import utils  # noqa: E402
+from flax import nnx  # noqa: E402
+from measure import load  # noqa: E402
+
+SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
+BATCHES, IMAGES, ROUNDS = (32, 64, 128, 256, 512, 1024), (1000, 5000, 20_000, 60_000), 7
+
+
+class Clock:
+    """Seconds by part; what runs inside of another part is taken off that one."""
+
+    def __init__(self):
+        self.seconds, self.running, self.compiling = {}, [], []
+
+    def add(self, name, seconds, inside=0.0):
+        """Adds to a part what it took beyond what ran inside of it, and takes it off the outer."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds - inside
+        if self.running:
+            self.running[-1][1] += seconds
+
+    @contextlib.contextmanager
+    def part(self, name):
+        begun, self.running = time.perf_counter(), [*self.running, [name, 0.0]]
+        try:
+            yield
+        finally:
+            *self.running, (_, inside) = self.running
+            self.add(name, time.perf_counter() - begun, inside)
+
+    def around(self, holder, attribute, name):
+        """Puts the clock around a function or method."""
+        function = getattr(holder, attribute)
+
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            # The logits of the teacher are had by the function that scores, too.
+            outer = {"evaluation": "teacher's logits"}.get(name)
+            own = outer if any(x == outer for x, _ in self.running) else name
+            with self.part(own):
+                return function(*args, **kwargs)
+
+        setattr(holder, attribute, timed)
+
+    def compiled(self, event, seconds, **_):
+        """Takes what JAX says of tracing, lowering and compiling; one may hold others."""
+        if not event.startswith("/jax/core/compile/"):
+            return
+        end, within = time.perf_counter(), 0.0
+        while self.compiling and self.compiling[-1][0] >= end - seconds:
+            within += self.compiling.pop()[1]
+        self.compiling.append((end - seconds, seconds))
+        self.add("compilation", max(0.0, seconds - within))
+
+
+def timed_job(*flags):
+    """Script 15's main with a clock in it. Prints the seconds of its parts as JSON, last."""
+    clock, kd = Clock(), load(SCRIPT)
+    clock.seconds["imports"] = time.perf_counter() - BEGUN
+    jax.monitoring.register_event_duration_secs_listener(clock.compiled)
+    for name, title in (("load_data", "data"), ("predict", "evaluation"), ("draw", "figure")):
+        clock.around(utils, name, title)
+    clock.around(utils, "predict_by_index", "teacher's logits")
+    clock.around(utils, "write_results", "figure")
+    clock.around(utils.Phase, "_save", "checkpoints")
+    clock.around(utils.Phase, "restore", "checkpoints")
+    for name, title in (
+        ("train_teacher", "teacher"),
+        ("train_student_with_distillation", "distilled student"),
+        ("train_student_baseline", "baseline student"),
+    ):
+        clock.around(kd, name, title)
+    with clock.part("the rest"):
+        kd.main(utils.parse(kd.Config, flags))
+    print(json.dumps(clock.seconds))
+
+
+def parts(folder):
+    """Seconds of each part of whole runs."""
+    found = {}
+    with tempfile.TemporaryDirectory() as cwd:
+        cache = {"JAX_COMPILATION_CACHE_DIR": f"{cwd}/cache"}
+        cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        for name, flags, more in (
+            ("default", [], {}),
+            ("all labels", ["--labels", "all"], {}),
+            ("default, compilation cache empty", [], cache),
+            ("default, compilation cache filled", [], cache),
+        ):
+            command = [sys.executable, __file__, "--job", "--data-dir", str(folder), *flags]
+            command += ["--output-dir", f"{cwd}/{len(found)}/run"]
+            more = more | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as the script sees to
+            begun = time.perf_counter()
+            done = subprocess.run(
+                command,
+                cwd=cwd,
+                env=os.environ | more,
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+            whole = time.perf_counter() - begun
+            seconds = json.loads(done.stdout.splitlines()[-1])
+            seconds["start and end of Python"] = whole - sum(seconds.values())
+            found[name] = {k: round(v, 2) for k, v in seconds.items()} | {"whole": round(whole, 2)}
+            print(name, found[name], flush=True)
+    return found
+
+
+def training(kd, network, batch_size):
+    model = network(rngs=nnx.Rngs(0))
+    optimizer = kd.make_optimizer(model, kd.Recipe(0, 4, batch_size, 1e-3, "onecycle"), 60_000)
+    utils.replicate((model, optimizer))
+    return nnx.cached_partial(kd.train_step, model, optimizer)
+
+
+def epoch(step, split, batch_size):
+    for batch in utils.batches(split, batch_size, 0, 1):
+        jax.block_until_ready(step(batch))
+
+
+def growth(kd, data):
+    """Milliseconds of a step by batch size, and seconds of a student's epoch by images: medians
+    over rounds in which all take turns, with the least and the greatest."""
+    found, todo = {}, {}
+    for size in BATCHES:
+        for network in (kd.StudentCNN, kd.TeacherCNN):
+            step = training(kd, network, size)
+            few = data.train.take(slice(2 * size))
+            each = functools.partial(epoch, step, few, size)
+            todo["batch_size", network.__name__, size] = each, 1e3 / 2
+    step = training(kd, kd.StudentCNN, 128)
+    for count in IMAGES:
+        few = data.train.take(slice(count))
+        todo["images", "StudentCNN", count] = functools.partial(epoch, step, few, 128), 1
+    times = {key: [] for key in todo}
+    for turn in range(ROUNDS + 1):
+        for key, (run, unit) in todo.items():
+            begun = time.perf_counter()
+            run()
+            if turn:  # the first compiles
+                times[key].append(unit * (time.perf_counter() - begun))
+        print(f"round {turn} of {ROUNDS}", flush=True)
+    for (what, network, size), seconds in times.items():
+        three = statistics.median(seconds), min(seconds), max(seconds)
+        found.setdefault(what, {}).setdefault(network, {})[size] = [round(x, 3) for x in three]
+    return found
+
+
+def main(folder):
+    content = {"parts": parts(Path(folder).resolve())}
+    utils.use_all_cores()
+    content |= growth(load(SCRIPT), utils.load_data("mnist", folder))
+    content |= {
+        "command": "python tests/benchmarks/breakdown.py DATA_DIR",
+        "date": datetime.date.today().isoformat(),
+        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "versions": utils.versions(),
+    }
+    text = json.dumps(content, indent=1) + "\n"
+    utils.write_whole(ROOT / "docs" / "results" / "breakdown.json", text.encode())
+    print(text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        timed_job(*sys.argv[2:])
+    elif len(sys.argv) == 2:
+        utils.use_huge_pages()
+        main(sys.argv[1])
+    else:
+        sys.exit("usage: python tests/benchmarks/breakdown.py DATA_DIR")
