@@ -11,7 +11,6 @@ A block stands between `<!-- table: results -->` (or `code: FILE NAME`, `config:
 import ast
 import hashlib
 import io
-import itertools
 import json
 import re
 import sys
@@ -508,36 +507,23 @@ def table_hinton_temperatures():
 
 
 def table_again():
-    """What scripts 16, 25 and the controls found, and what a second run from nothing found."""
-    pairs = [
-        ("limited_labels", f"{kind}, {count} labels", f"baseline, {count} labels")
-        for kind, count in itertools.product(("distilled", "transfer"), (100, 250, 1000, 5000))
-    ]
-    all_labels = "distilled, 60000 labels", "baseline, 60000 labels"
-    pairs += [("limited_labels", *all_labels), ("constant", *all_labels)]
-    names = [row["name"] for row in read("controls")["runs"][0]["rows"]]
-    pairs += [
-        ("controls", name, "baseline")
-        for name in dict.fromkeys(names)
-        if name not in ("baseline", "alpha 1") and "teacher" not in name.split()[:2]
-    ]
+    """What script 16 and the controls found, and what a second run from nothing found."""
+    titles = {"limited_labels": "", "constant": "constant rate: ", "controls": "controls: "}
     rows = []
-    for name, one, other in pairs:
-        title = f"{one}, constant rate" if name == "constant" else one
-        rows.append([title if name != "controls" else f"controls: {one}"])
-        for place in ("", "again/"):
-            found = (accuracies(place + name, row) for row in (one, other))
-            rows[-1].append("{} ({})".format(*in_words(*found)))
-    parts = [name for name in measure.EVIDENCE if (RESULTS / f"again/{name}.json").exists()]
-    for row in read("hinton")["runs"][0]["rows"] if "hinton" in parts else []:
-        if "hindsight" not in row["name"] and "units" not in row["name"]:
-            rows.append([f"script 25: {row['name']}"])
+    for name, title in titles.items():
+        for row in dict.fromkeys(row["name"] for row in read(name)["runs"][0]["rows"]):
+            student, *labels = row.split(", ")
+            if student in ("teacher", "weak teacher", "baseline", "alpha 1"):
+                continue
+            rows.append([f"{title}{row}"])
             for place in ("", "again/"):
-                errors = of_row(f"{place}hinton", row["name"], "test_errors")
-                rows[-1].append(f"{errors.mean():,.1f} ± {errors.std(ddof=1):.1f} errors")
-    note = "Gains over the baseline in points, with 95 % intervals; test errors, mean ± sd. Second "
-    again = [read(f"again/{name}") for name in parts]
-    note += f"run ({again[-1]['date']}): "
+                pair = (
+                    accuracies(place + name, x) for x in (row, ", ".join(["baseline", *labels]))
+                )
+                rows[-1].append("{} ({})".format(*in_words(*pair)))
+    again = [read(f"again/{name}") for name in ("limited_tuning", *titles)]
+    note = "Gains over the baseline in points, with 95 % intervals. Second run "
+    note += f"({again[-1]['date']}): "
     note += ", ".join(f"`{part['command']}` {part['minutes']} minutes" for part in again)
     return markdown(["", "first run", "second run"], rows) + f"\n\n{note}."
 

@@ -27,7 +27,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from main_job import measure
+
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 HERE = Path(__file__).resolve().parent
 SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
 RESULT = ROOT / "docs" / "results" / "compare.json"
@@ -67,7 +70,6 @@ MEGABYTES = 256
 
 def ours(folder):
     """Script 15's steps, with batches as its training takes them."""
-    sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
     import jax
     import numpy as np
     import utils
@@ -246,31 +248,21 @@ def run_job(name, folder):
     script, *flags = map(str, JOBS[name])
     # Each in a new folder, and its data last: no earlier run's checkpoint or teacher is taken over.
     flags = [*flags, str(folder)] if "--data-dir" in flags else [str(folder), *flags]
-    with tempfile.TemporaryDirectory() as cwd, open(Path(cwd) / "output.txt", "w+") as output:
-        command = [sys.executable, script, *flags]
-        begun = time.perf_counter()
-        best = environment("our recipe" in name)
-        process = subprocess.Popen(command, stdout=output, cwd=cwd, env=best)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - begun
-        if status:
-            sys.exit(f"failed: {' '.join(command)}")
-        output.seek(0)
-        text = output.read()
+    with tempfile.TemporaryDirectory() as cwd:
+        seconds, memory, text = measure([script, *flags], cwd, environment("our recipe" in name))
         found = Path(cwd) / "runs" / SCRIPT.stem / "results.json"
         if found.exists():
             rows = json.loads(found.read_text())["results"]
             accuracy = {row["name"]: row["test_accuracy"] for row in rows}
         else:
-            text = text[text.index("teacher\n") :]
             accuracy, net = {}, None
             for line in text.splitlines():
                 if line.startswith("epoch"):
                     accuracy[net] = float(line.split()[2].strip(","))
                 elif line in ("teacher", "distilled", "baseline"):
                     net = line
-    print(f"{name}: {seconds:.1f} s", accuracy, flush=True)
-    return round(seconds, 1), round(usage.ru_maxrss / 1e6, 2), accuracy, text
+    print(name, accuracy, flush=True)
+    return seconds, memory, accuracy, text
 
 
 def jobs(folder, repeats):
@@ -299,6 +291,8 @@ def jobs(folder, repeats):
 def keep(part, content):
     """Writes a part of the result, beside what the other part's last run has left there."""
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    from utils import write_whole
+
     packages = ("jax", "flax", "optax", "torch", "keras", "numpy")
     about = {
         "command": f"python tests/benchmarks/compare.py DATA_DIR --only {part}",
@@ -307,9 +301,7 @@ def keep(part, content):
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     text = json.dumps(result | {part: about | content}, indent=1, ensure_ascii=False) + "\n"
-    partial = RESULT.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, RESULT)
+    write_whole(RESULT, text.encode())
     for title, (middle, low, high) in content["ratios"].items():
         print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
 

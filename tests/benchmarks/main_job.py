@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
 
 
-def measure(command, folder):
+def measure(command, folder, env=None):
     """Wall seconds, peak memory in GB and output of a command run in a folder."""
     begun = time.perf_counter()
     with open(Path(folder) / "output.txt", "w+") as output:
         command = [sys.executable, *map(str, command)]
-        process = subprocess.Popen(command, stdout=output, cwd=folder)
+        process = subprocess.Popen(command, stdout=output, cwd=folder, env=env)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - begun
         output.seek(0)
