@@ -515,12 +515,11 @@ def table_again():
             student, *labels = row.split(", ")
             if student in ("teacher", "weak teacher", "baseline", "alpha 1"):
                 continue
+            pair = row, ", ".join(["baseline", *labels])
             rows.append([f"{title}{row}"])
             for place in ("", "again/"):
-                pair = (
-                    accuracies(place + name, x) for x in (row, ", ".join(["baseline", *labels]))
-                )
-                rows[-1].append("{} ({})".format(*in_words(*pair)))
+                found = (accuracies(place + name, x) for x in pair)
+                rows[-1].append("{} ({})".format(*in_words(*found)))
     again = [read(f"again/{name}") for name in ("limited_tuning", *titles)]
     note = "Gains over the baseline in points, with 95 % intervals. Second run "
     note += f"({again[-1]['date']}): "
