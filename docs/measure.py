@@ -393,7 +393,7 @@ def main(arguments):
 if __name__ == "__main__":
     # Stopped, it takes the script that it runs with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    utils.use_huge_pages()
+    utils.tune_malloc()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

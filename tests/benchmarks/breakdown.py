@@ -117,7 +117,7 @@ def parts(folder):
         ):
             command = [sys.executable, __file__, "--job", "--data-dir", str(folder), *flags]
             command += ["--output-dir", f"{cwd}/{len(found)}/run"]
-            more = more | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as the script sees to
+            more = more | {"GLIBC_TUNABLES": utils.MALLOC}  # as the script sees to
             begun = time.perf_counter()
             done = subprocess.run(
                 command,
@@ -194,7 +194,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         timed_job(*sys.argv[2:])
     elif len(sys.argv) == 2:
-        utils.use_huge_pages()
+        utils.tune_malloc()
         main(sys.argv[1])
     else:
         sys.exit("usage: python tests/benchmarks/breakdown.py DATA_DIR")

@@ -94,9 +94,8 @@ def ours(folder):
             while count > 0:
                 batches = utils.batches(images, BATCH, 0, count, **dict(tables))
                 for batch, _ in zip(batches, range(count), strict=False):
-                    out = step(batch, *how)
+                    jax.block_until_ready(step(batch, *how))  # as `utils.Phase.log` does
                 count -= 32
-            jax.block_until_ready(out)
 
         return run
 
@@ -187,9 +186,12 @@ def time_steps(folder, rounds):
     return times
 
 
-def environment(huge_pages):
-    """With huge pages or without: a job of ours sees to that itself, the best PyTorch gets them."""
-    return os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {})
+def environment(tuned):
+    """With our settings of malloc or without: a job of ours makes them itself, PyTorch's best case
+    gets them."""
+    from utils import MALLOC
+
+    return os.environ | ({"GLIBC_TUNABLES": MALLOC} if tuned else {})
 
 
 def ratio(a, b):
