@@ -33,7 +33,7 @@ def train_stack(tuning, parts, change=None):
     """The stack after a few steps, and the losses [steps, seeds, cells]."""
     splits, table = parts
     students = tuning.Students(SEEDS, len(CELLS))
-    optimizer = tuning.make_optimizer(students, recipe_of(tuning), 64)
+    optimizer = tuning.make_optimizer(students.stack, recipe_of(tuning), 64)
     utils.replicate((students, optimizer))
     cells, losses = np.array(CELLS, np.float32), []
     if change is not None:
