@@ -24,7 +24,9 @@ utils.use_all_cores()
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(
-    p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.py") if p.name != "utils.py"
+    p.relative_to(EXAMPLES).as_posix()
+    for p in EXAMPLES.rglob("*.py")
+    if p.name not in ("utils.py", "fast.py")
 )
 DATASET = "mnist" if os.environ.get("MNIST_DATA_DIR") else "digits"
 
@@ -54,6 +56,7 @@ def eager(folder, script):
     """A copy of a script beside a utils.py that pauses for no time between checkpoints: there is
     one after every epoch, however short."""
     shutil.copy(EXAMPLES / script, folder)
+    shutil.copy(EXAMPLES / "fast.py", folder)
     text = (EXAMPLES / "utils.py").read_text()
     assert text.count(" PAUSE = 5 ") == 1
     (folder / "utils.py").write_text(text.replace(" PAUSE = 5 ", " PAUSE = 0 "))

@@ -31,8 +31,8 @@ def run(folder, *command, env=None):
 
 def quick_run(script, tmp_path):
     """Runs a copy of a script and checks what it leaves. Returns what it printed, and where."""
-    shutil.copy(EXAMPLES / script, tmp_path)
-    shutil.copy(EXAMPLES / "utils.py", tmp_path)
+    for name in (script, "utils.py", "fast.py"):
+        shutil.copy(EXAMPLES / name, tmp_path)
     name = Path(script).name
     done = run(tmp_path, name, "--quick", "--dataset", DATASET)
     assert done.returncode == 0, done.stderr
