@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import optax
 import utils
-from fast import conv  # the same convolution, with a gradient that is faster on the CPU
+from fast import conv  # the same convolution, faster to train on the CPU
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -56,7 +56,7 @@ class Config:
 
 
 def max_pool(x):
-    """2×2 max-pooling of [B, H, W, C]: `nnx.max_pool` with a gradient that is fast on the CPU."""
+    """`nnx.max_pool(x, (2, 2), (2, 2))` of [B, H, W, C], its gradient faster on the CPU."""
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]  # an odd last row or column has no partner
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))

@@ -1,5 +1,7 @@
 """Many students in one program: each ends as it would alone."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,18 +31,21 @@ def recipe_of(module, seed=0):
     return module.Recipe(seed, STEPS // 2, BATCH, 1e-2, "onecycle")
 
 
-def train_stack(tuning, parts, change=None):
-    """The stack after a few steps, and the losses [steps, seeds, cells]."""
+def train_stack(tuning, parts, change=None, backend="cpu"):
+    """The stack after a few steps, and the losses [steps, seeds, cells]. On a CPU the students take
+    turns, elsewhere they are vectorised."""
+    step = nnx.jit(tuning.students_step.__wrapped__)
     splits, table = parts
     students = tuning.Students(SEEDS, len(CELLS))
-    optimizer = tuning.make_optimizer(students.stack, recipe_of(tuning), 64)
+    optimizer = tuning.make_optimizer(students, recipe_of(tuning), 64)
     utils.replicate((students, optimizer))
     cells, losses = np.array(CELLS, np.float32), []
     if change is not None:
         cells[change] = (7.0, 0.25)
     for epoch in range(1, STEPS // 2 + 1):
         for batch in utils.stacked_batches(splits, BATCH, SEEDS, epoch, teacher_logits=table):
-            found = tuning.students_step(students, optimizer, batch, *cells.T)
+            with mock.patch("jax.default_backend", return_value=backend):
+                found = step(students, optimizer, batch, *cells.T)
             losses.append(np.asarray(found["loss"]))
     return students, np.array(losses)
 
@@ -63,15 +68,15 @@ def weights(model, *place):
     return jax.tree.map(lambda x: np.asarray(x)[place], nnx.state(model, nnx.Param))
 
 
-@pytest.fixture(scope="module")
-def stack(tuning, parts):
-    return train_stack(tuning, parts)
+@pytest.fixture(scope="module", params=["cpu", "gpu"])
+def stack(request, tuning, parts):
+    return *train_stack(tuning, parts, backend=request.param), request.param
 
 
 @pytest.mark.parametrize("i", range(len(SEEDS)))
 @pytest.mark.parametrize("j", range(len(CELLS)))
 def test_each_student_ends_as_it_would_alone(kd, parts, stack, digits, i, j):
-    students, losses = stack
+    students, losses, _ = stack
     alone, alone_losses = train_alone(kd, parts, i, CELLS[j])
     np.testing.assert_allclose(losses[:, i, j], alone_losses, rtol=2e-3)
     image = digits.test.image[:40] / np.float32(255)
@@ -105,8 +110,8 @@ def test_stackable_student_gives_the_logits_of_script_15(kd, tuning):
 
 def test_students_do_not_leak_into_one_another(tuning, parts, stack):
     """Another temperature and alpha for one cell change its students, and no other's a bit."""
-    students, _ = stack
-    changed, _ = train_stack(tuning, parts, change=1)
+    students, _, backend = stack
+    changed, _ = train_stack(tuning, parts, change=1, backend=backend)
     for i in range(len(SEEDS)):
         for j in range(len(CELLS)):
             a, b = (jax.tree.leaves(weights(x.stack, i, j)) for x in (students, changed))
@@ -116,7 +121,7 @@ def test_students_do_not_leak_into_one_another(tuning, parts, stack):
 
 def test_without_a_teacher_temperature_does_nothing(stack):
     """At alpha = 1 the soft loss has no weight: T = 20 and T = 3 end alike."""
-    students, _ = stack
+    students, *_ = stack
     a, b = (jax.tree.leaves(weights(students.stack, 0, j)) for j in (2, 3))
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import fast
 import jax
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def same(layer, other, x):
     [
         ((128, 28, 28, 1), {"padding": "SAME"}),  # the first layers of teacher and student
         ((128, 28, 28, 1), {"padding": "VALID"}),
-        ((16, 6, 5, 8), {"padding": "SAME"}),
+        ((64, 6, 5, 8), {"padding": "SAME"}),
         ((7, 6, 5, 8), {"padding": "VALID"}),  # does not divide into groups
         ((8, 6, 5, 1), {"padding": ((2, 1), (0, 3))}),
         ((8, 6, 5, 1), {"padding": "CIRCULAR"}),
@@ -64,23 +65,64 @@ def test_conv(shape, options, kernel):
     same(make(conv_general_dilated=conv, rngs=nnx.Rngs(0)), make(rngs=nnx.Rngs(0)), draw(*shape))
 
 
-def test_conv_of_a_shared_batch():
+def layers(channels, **options):
+    own = {"conv_general_dilated": conv}, {}
+    return [nnx.Conv(channels, 6, (3, 3), rngs=nnx.Rngs(0), **options, **each) for each in own]
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_conv_of_a_shared_batch(channels):
     """As it is trained: the batch shared out over the devices, the weights on each."""
-    options = {"conv_general_dilated": conv}, {}
-    layers = [nnx.Conv(1, 6, (3, 3), rngs=nnx.Rngs(0), **each) for each in options]
-    for layer in layers:
+    pair = layers(channels)
+    for layer in pair:
         utils.replicate(layer)
-    same(*layers, utils.shard(draw(32, 8, 8, 1)))
+    x = utils.shard(draw(8 * jax.device_count(), 8, 8, channels))
+    same(*pair, x)
+    # The devices add up their gradients; no images go from one to another.
+    gradient = jax.jit(jax.grad(lambda kernel, x: (conv_of(kernel, x) ** 2).sum()))
+    program = gradient.lower(pair[0].kernel[...], x).compile().as_text()
+    assert "all-gather" not in program
+    assert "collective-permute" not in program
+    assert "all-to-all" not in program
 
 
-def test_elsewhere_conv_is_the_built_in_one(monkeypatch):
-    """On an accelerator, whose convolutions are its own."""
-    layer = nnx.Conv(1, 6, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0))
-    x = draw(8, 6, 6, 1)
+def conv_of(kernel, x):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return conv(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
-    def has_its_own_gradient():
-        return "custom_vjp" in str(jax.make_jaxpr(lambda x: layer(x))(x))
 
-    assert has_its_own_gradient()
+def convolutions(channels, dtype="float32"):
+    """How many there are in a training step of the layer."""
+    kernel = draw(3, 3, channels, 6).astype(dtype)
+    x = draw(8 * jax.device_count(), 6, 6, channels).astype(dtype)
+    gradient = jax.grad(lambda kernel, x: (conv_of(kernel, x) ** 2).sum(), argnums=(0, 1))
+    return str(jax.make_jaxpr(gradient)(kernel, x)).count("conv_general_dilated[")
+
+
+def test_what_makes_it_fast_is_there(monkeypatch):
+    assert convolutions(channels=8) == 2 + fast.GROUPS
+    assert convolutions(channels=1) == 1 + fast.GROUPS, "the image is shifted"
+    assert convolutions(channels=1, dtype="float16") == 3, "as built in"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not has_its_own_gradient()
+    assert convolutions(channels=1) == 3, "as built in"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": "bfloat16"},
+        {"precision": "highest"},
+        {"preferred_element_type": "float64"},
+    ],
+)
+def test_conv_of_another_precision_is_the_built_in_one(options):
+    a, b = (found(layer, draw(8, 6, 6, 1)) for layer in layers(1, **options))
+    for key, of in a.items():
+        assert of.dtype == b[key].dtype, key
+        np.testing.assert_array_equal(of, b[key])
+
+
+def test_inference_is_that_of_the_built_in_one():
+    x = draw(8, 6, 6, 1)
+    a, b = (layer(x) for layer in layers(1))
+    np.testing.assert_array_equal(a, b)

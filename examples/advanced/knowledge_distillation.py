@@ -32,7 +32,7 @@ from flax import nnx
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # utils.py lies one folder up
 
 import utils
-from fast import conv  # the same convolution, with a gradient that is faster on the CPU
+from fast import conv  # the same convolution, faster to train on the CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Config:
 
 
 def max_pool(x):
-    """2×2 max-pooling of [B, H, W, C]: `nnx.max_pool` with a gradient that is fast on the CPU."""
+    """`nnx.max_pool(x, (2, 2), (2, 2))` of [B, H, W, C], its gradient faster on the CPU."""
     b, h, w, c = x.shape
     x = x[:, : h // 2 * 2, : w // 2 * 2]  # an odd last row or column has no partner
     return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
@@ -92,11 +92,11 @@ class TeacherCNN(nnx.Module):
         return self.dense3(x)
 
 
-def convolve(conv, x):
-    """`conv(x)` for a 3×3 "VALID" convolution of [B, H, W, C], as a product of patches."""
+def convolve(layer, x):
+    """`layer(x)` for a 3×3 "VALID" convolution of [B, H, W, C], as a product of patches."""
     h, w = x.shape[1] - 2, x.shape[2] - 2
     patches = jnp.concatenate([x[:, i : i + h, j : j + w] for i in range(3) for j in range(3)], -1)
-    return patches @ conv.kernel.reshape(-1, conv.out_features) + conv.bias
+    return patches @ layer.kernel.reshape(-1, layer.out_features) + layer.bias
 
 
 class StackableStudent(nnx.Module):
@@ -179,7 +179,7 @@ def students_step(students, optimizer, batch, temperatures, alphas):
     of_a_seed = each(gradients, in_axes=(0, None, 0, 0), out_axes=0)
     of_all = each(of_a_seed, in_axes=(0, 0, None, None), out_axes=0)
     grads, losses = of_all(students.stack, batch, temperatures, alphas)
-    optimizer.update(students.stack, grads)  # Adam treats each weight by itself
+    optimizer.update(students, nnx.State({"stack": grads}))  # Adam treats each weight by itself
     return losses
 
 
@@ -227,7 +227,7 @@ def train_students(name, teacher, data, labels, seeds, cells, config):
     images = len(splits[0].label)
     recipe = student_recipe(config, images)._replace(seed=seeds[0])
     students = Students(seeds, len(cells))
-    optimizer = make_optimizer(students.stack, recipe, images)
+    optimizer = make_optimizer(students, recipe, images)
     how = {"labels": images, "seeds": seeds, "cells": cells, "teacher": utils.digest(teacher)}
     phase = utils.Phase(name, config.output_dir, recipe, data, **how)
     seen = utils.Split(*map(np.concatenate, zip(*splits, strict=True)))

@@ -56,7 +56,7 @@ def steps(kd, tuning, data):
         (4, 4, True),
     ):
         stack = tuning.Students(list(range(seeds)), cells)
-        optimizer = tuning.make_optimizer(stack.stack, recipe, LABELS)
+        optimizer = tuning.make_optimizer(stack, recipe, LABELS)
         utils.replicate((stack, optimizer))
         splits = [data.train] * seeds
         stacked = next(utils.stacked_batches(splits, 128, range(seeds), 1, teacher_logits=table))
@@ -64,7 +64,7 @@ def steps(kd, tuning, data):
         one = nnx.cached_partial(nnx.jit(tuning.students_step.__wrapped__), stack, optimizer)
         elsewhere = mock.patch("jax.default_backend", return_value="gpu")
         with elsewhere if vectorised else contextlib.nullcontext():
-            one(*how)  # compiles
+            one(*how)  # compiles, once and for all: the shapes stay
         name = f"stack of {seeds * cells}{', vectorised' if vectorised else ''}"
         todo[name] = (seeds * cells, lambda one=one, how=how: one(*how))
     times = {name: [] for name in todo}
