@@ -232,6 +232,18 @@ def table_soft_targets():
     return markdown(header, rows)
 
 
+def spread(numbers, form="{:.0f}"):
+    """The median and, in brackets, the least and the greatest."""
+    middle, low, high = (form.format(x) for x in (np.median(numbers), min(numbers), max(numbers)))
+    return f"{middle} ({low} to {high})"
+
+
+def how_compared(part):
+    found = read("compare")[part]
+    packages = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    return f"Measured by `{found['command']}` on {found['device']} ({found['date']}; {packages}); "
+
+
 def table_speed():
     speed = read("speed")
     header = ["run", "seconds", "÷ the plain loop"]
@@ -247,6 +259,87 @@ def table_speed():
     return markdown(header, rows) + "\n\n" + note
 
 
+def table_jobs():
+    """Whole jobs: wall seconds, ours against each, and what they reach."""
+    jobs, rows = read("compare")["jobs"], []
+    for name, job in jobs["runs"].items():
+        ratio = jobs["ratios"].get(f"ours ÷ {name}")
+        ratio = f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else ""
+        nets = ("teacher", "distilled", "baseline")
+        reached = (np.mean([run[net] for run in job["accuracy"]]) for net in nets)
+        rows.append([name, spread(job["seconds"]), ratio, *map(percent, reached)])
+    header = ["run", "seconds", "ours ÷ it", "teacher", "distilled", "baseline"]
+    note = how_compared("jobs") + f"medians of {jobs['repeats']} runs each, in turns, with the "
+    return markdown(header, rows) + f"\n\n{note}least and the greatest; accuracies are means."
+
+
+def table_steps():
+    """Milliseconds a step of each peer, and ours against them."""
+    steps, rows = read("compare")["steps"], []
+    for case, peers in steps["milliseconds"].items():
+        for peer, times in peers.items():
+            if peer != "machine":
+                ratio = steps["ratios"].get(f"{case} ÷ {peer}")
+                ratio = f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else ""
+                rows.append([case, peer, spread(times, "{:.1f}"), ratio])
+    note = how_compared("steps") + f"medians of {steps['rounds']} rounds, in turns, with the least "
+    header = ["", "", "milliseconds", "ours ÷ it"]
+    return markdown(header, rows) + f"\n\n{note}and the greatest. Batch 128."
+
+
+def table_machine():
+    """Ours against what the machine can do."""
+    machine, rows = read("compare")["steps"]["machine"], []
+    for case, found in machine.items():
+        if isinstance(found, dict):
+            rows.append([case, f"{found['gflops']:.0f}", f"{100 * found['share']:.0f} %"])
+    rows.append(["matrix product, 2,048 × 2,048", f"{machine['peak_gflops']:.0f}", "100 %"])
+    note = f"{how_compared('steps')}medians of {read('compare')['steps']['rounds']} rounds."
+    return markdown(["", "GFLOP/s", "of the matrix product's"], rows) + f"\n\n{note}"
+
+
+def table_parts():
+    """Where the seconds of whole runs go."""
+    found = read("breakdown")
+    names = dict.fromkeys(part for run in found["parts"].values() for part in run)
+    rows = [
+        [part, *(f"{run[part]:.1f}" if part in run else "" for run in found["parts"].values())]
+        for part in sorted(names, key=lambda x: x == "whole")
+    ]
+    note = f"Seconds, measured by `{found['command']}` on {found['device']} ({found['date']})."
+    return markdown(["", *found["parts"]], rows) + "\n\n" + note
+
+
+def table_growth(what):
+    """A step's milliseconds by batch size, or an epoch's seconds by images."""
+    found, rows = read("breakdown"), []
+    head, unit, microseconds = {
+        "batch_size": ("batch size", "ms a step", 1e3),
+        "images": ("images", "s an epoch", 1e6),
+    }[what]
+    for network, sizes in found[what].items():
+        for size, (middle, low, high) in sizes.items():
+            rows.append([network, f"{int(size):,}", f"{middle:.2f} ({low:.2f} to {high:.2f})"])
+            rows[-1].append(f"{microseconds * middle / int(size):.0f} µs")
+    note = f"Measured by `{found['command']}` on {found['device']} ({found['date']})."
+    return markdown(["", head, unit, "an image"], rows) + "\n\n" + note
+
+
+def table_in_turns(what):
+    """A step's milliseconds and page faults in several cases; the first is what others are to."""
+    found, rows = read("breakdown"), []
+    for network, cases in found[what].items():
+        base = np.array(next(iter(cases.values())))[:, 0]
+        for case, measured in cases.items():
+            milliseconds, faults = np.array(measured).T
+            row = [network, case, spread(milliseconds, "{:.1f}"), f"{np.median(faults):,.0f}"]
+            rows.append([*row, spread(milliseconds / base, "{:.2f}")])
+    note = f"Measured by `{found['command']}` on {found['device']} ({found['date']}): medians of "
+    note += f"{len(base)} processes, in turns, with the least and the greatest."
+    header = ["", "", "ms a step", "page faults a step", "÷ the first row"]
+    return markdown(header, rows) + f"\n\n{note}"
+
+
 def table_stacked():
     """A step of many students in one program against one of script 15's, and whole runs of 16."""
     stacked = read("stacked")
@@ -255,7 +348,7 @@ def table_stacked():
         [f"step, {name}", f"{x:.1f} ms", f"{x / steps['single']:.2f}"] for name, x in steps.items()
     ]
     for name, title in (
-        ("single", "16 single runs, never scored"),
+        ("single", "16 single runs, scored on one image"),
         ("single_scored", "16 single runs, scored as script 15 does"),
         ("stack", "one run of 16 students, never scored"),
     ):
@@ -561,6 +654,9 @@ def value(key):
     if name == "speed":
         seconds = read("speed")["seconds"]
         return f"{seconds[what] / seconds['plain']:.3f}"
+    if name == "compare":
+        part, title = what.split(".", 1)
+        return f"{read(name)[part]['ratios'][title][0]:.2f}"
     if name == "stacked":
         return f"{read(name)[what]:.2f}"
     if name in VARIANTS:

@@ -3,10 +3,11 @@ docs/results/breakdown.json.
 
     python tests/benchmarks/breakdown.py DATA_DIR    # about 15 minutes on 2 CPU cores
 
-*Parts*: script 15 in a process of its own, cold, with a clock around what it calls; by default,
-with all labels, and again with JAX's persistent compilation cache, empty and then filled. *Batch
-size* and *images*: steps of both networks at batches of 32 to 1,024, and a student's epochs on
-1,000 to 60,000 images.
+*Memory* and *conv*: steps with each of our settings of malloc and without, and with `fast.conv` in
+some layers or none, each in a process of its own, in turns. *Parts*: script 15 cold, with a clock
+around what it calls; by default, with all labels, and with --quick, also with JAX's persistent
+compilation cache, empty and then filled. *Batch size* and *images*: steps of both networks at
+batches of 32 to 1,024, and a student's epochs on 1,000 to 60,000 images.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ import functools
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ BEGUN = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 
+import fast  # noqa: E402
 import jax  # noqa: E402
 import utils  # noqa: E402
 from flax import nnx  # noqa: E402
@@ -33,6 +36,7 @@ from measure import load  # noqa: E402
 
 SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
 BATCHES, IMAGES, ROUNDS = (32, 64, 128, 256, 512, 1024), (1000, 5000, 20_000, 60_000), 7
+TURNS = 3
 
 
 class Clock:
@@ -107,22 +111,24 @@ def parts(folder):
     """Seconds of each part of whole runs."""
     found = {}
     with tempfile.TemporaryDirectory() as cwd:
+        fresh = {k: x for k, x in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         cache = {"JAX_COMPILATION_CACHE_DIR": f"{cwd}/cache"}
         cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         for name, flags, more in (
             ("default", [], {}),
             ("all labels", ["--labels", "all"], {}),
-            ("default, compilation cache empty", [], cache),
-            ("default, compilation cache filled", [], cache),
+            ("quick", ["--quick"], {}),
+            ("quick, compilation cache empty", ["--quick"], cache),
+            ("quick, compilation cache filled", ["--quick"], cache),
         ):
             command = [sys.executable, __file__, "--job", "--data-dir", str(folder), *flags]
             command += ["--output-dir", f"{cwd}/{len(found)}/run"]
-            more = more | {"GLIBC_TUNABLES": utils.MALLOC}  # as the script sees to
+            more = more | {"GLIBC_TUNABLES": utils.MALLOC}  # as the script does
             begun = time.perf_counter()
             done = subprocess.run(
                 command,
                 cwd=cwd,
-                env=os.environ | more,
+                env=fresh | more,
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
@@ -135,8 +141,13 @@ def parts(folder):
     return found
 
 
-def training(kd, network, batch_size):
+def training(kd, network, batch_size, layers=None):
+    """Steps of a network; with layers, only those of them have the gradient of `fast.conv`."""
     model = network(rngs=nnx.Rngs(0))
+    for name, layer in vars(model).items() if layers is not None else ():
+        if isinstance(layer, nnx.Conv):
+            built_in = jax.lax.conv_general_dilated
+            layer.conv_general_dilated = fast.conv if name in layers else built_in
     optimizer = kd.make_optimizer(model, kd.Recipe(0, 4, batch_size, 1e-3, "onecycle"), 60_000)
     utils.replicate((model, optimizer))
     return nnx.cached_partial(kd.train_step, model, optimizer)
@@ -175,8 +186,58 @@ def growth(kd, data):
     return found
 
 
+# What `timed_steps` is to compare: the settings of malloc, and the layers with `fast.conv`.
+MALLOC = {
+    "as glibc comes": "",
+    "huge pages": utils.MALLOC.partition(":")[0],
+    "huge pages, and what is freed is kept": utils.MALLOC,
+}
+LAYERS = {
+    "as built in": [],
+    "`conv` in the first": ["conv1"],
+    "`conv` as in script 15": None,
+    "`conv` in all": ["conv1", "conv2", "conv3"],
+}
+
+
+def timed_steps(folder, layers):
+    """Prints milliseconds and page faults of a step of each network, as JSON."""
+    utils.use_all_cores()
+    kd, data, found = load(SCRIPT), utils.load_data("mnist", folder), {}
+    for network in (kd.StudentCNN, kd.TeacherCNN):
+        step, few = training(kd, network, 128, layers), data.train.take(slice(16 * 128))
+        for _ in range(3):  # the first compiles; memory settles
+            epoch(step, few, 128)
+        begun, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(3):
+            epoch(step, few, 128)
+        milliseconds = 1e3 * (time.perf_counter() - begun) / 48
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        found[network.__name__] = round(milliseconds, 2), faults // 48
+    print(json.dumps(found))
+
+
+def in_turns(folder, cases):
+    """Milliseconds and page faults of a step, one process a turn and case: {network: {case:
+    [[milliseconds, faults] of each turn]}}. A case is malloc's setting and the layers."""
+    found = {}
+    for turn in range(TURNS):
+        for name, (setting, layers) in cases.items():
+            command = [sys.executable, __file__, "--steps", str(folder), json.dumps(layers)]
+            env = os.environ | {"GLIBC_TUNABLES": setting}
+            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
+            for network, measured in json.loads(done.stdout.splitlines()[-1]).items():
+                found.setdefault(network, {}).setdefault(name, []).append(measured)
+        print(f"turn {turn + 1} of {TURNS}: {', '.join(cases)}", flush=True)
+    return found
+
+
 def main(folder):
-    content = {"parts": parts(Path(folder).resolve())}
+    folder = Path(folder).resolve()
+    malloc = {name: (setting, None) for name, setting in MALLOC.items()}
+    layers = {name: (utils.MALLOC, those) for name, those in LAYERS.items()}
+    content = {"memory": in_turns(folder, malloc), "conv": in_turns(folder, layers)}
+    content["parts"] = parts(folder)
     utils.use_all_cores()
     content |= growth(load(SCRIPT), utils.load_data("mnist", folder))
     content |= {
@@ -193,6 +254,8 @@ def main(folder):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         timed_job(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--steps"]:
+        timed_steps(sys.argv[2], json.loads(sys.argv[3]))
     elif len(sys.argv) == 2:
         utils.tune_malloc()
         main(sys.argv[1])

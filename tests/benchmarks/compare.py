@@ -7,8 +7,10 @@ Writes docs/results/compare.json.
 
 DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, batch 128 from
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
-noisy for all; a ratio is taken within each round. *Jobs*: whole processes, cold, from the command
-to the last line, one after the other, as many times as --repeats says.
+noisy for all; a ratio is taken within each round. Where a process happens to have its buffers can
+matter, so all are started three times, for a third of the rounds. All have our settings of malloc.
+*Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
+as --repeats says. Our scripts set malloc themselves; of the others PyTorch with our recipe gets it.
 """
 
 import argparse
@@ -53,7 +55,7 @@ JOBS = {
     "PyTorch, our recipe, channels-last": [HERE / "pytorch_loop.py", "--cached", "--channels-last"],
     "Keras 3": [HERE / "keras_loop.py"],
 }
-BATCH, SECONDS = 128, 0.6  # of a turn, about
+BATCH, SECONDS, STARTS = 128, 0.6, 3  # seconds of a turn, about
 # Multiplications with additions of one image's way forward: outputs × inputs of each of them.
 FORWARD = {
     "student": 26 * 26 * 16 * 9 + 11 * 11 * 32 * 9 * 16 + 800 * 64 + 64 * 10,
@@ -162,13 +164,23 @@ def listen(process):
 
 def time_steps(folder, rounds):
     """Milliseconds a step, {case: {peer: [of each round]}}."""
+    times = {}
+    for start in range(STARTS):
+        print(f"start {start + 1} of {STARTS}", flush=True)
+        for case, peers in time_steps_of_one_start(folder, max(1, rounds // STARTS)).items():
+            for peer, milliseconds in peers.items():
+                times.setdefault(case, {}).setdefault(peer, []).extend(milliseconds)
+    return times
+
+
+def time_steps_of_one_start(folder, rounds):
     with contextlib.ExitStack() as stack:
         waiting, counts, times = {}, {}, {}
         for peer in PEERS:
             command = [sys.executable, __file__, str(folder), "--worker", peer]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             waiting[peer] = stack.enter_context(
-                subprocess.Popen(command, env=environment(peer == "ours"), **pipes)
+                subprocess.Popen(command, env=environment(True), **pipes)
             )
             stack.callback(waiting[peer].stdin.close)
             for case in listen(waiting[peer]):
@@ -187,11 +199,13 @@ def time_steps(folder, rounds):
 
 
 def environment(tuned):
-    """With our settings of malloc or without: a job of ours makes them itself, PyTorch's best case
-    gets them."""
+    """With our settings of malloc or as glibc comes, and without what would make a run of one warm
+    or of another slow."""
     from utils import MALLOC
 
-    return os.environ | ({"GLIBC_TUNABLES": MALLOC} if tuned else {})
+    unwanted = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
+    kept = {name: x for name, x in os.environ.items() if name not in unwanted}
+    return kept | ({"GLIBC_TUNABLES": MALLOC} if tuned else {})
 
 
 def ratio(a, b):
@@ -234,7 +248,7 @@ def steps(folder, rounds):
                 cached, those
             )
     return {
-        "rounds": rounds,
+        "rounds": len(cached),
         "milliseconds": times,
         "ratios": ratios,
         "machine": against_the_machine(times),
@@ -312,7 +326,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data_dir", type=Path, help="folder with the four MNIST files")
     parser.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
-    parser.add_argument("--rounds", type=int, default=9, help="of the steps")
+    parser.add_argument("--rounds", type=int, default=9, help="of the steps, a multiple of 3")
     parser.add_argument("--repeats", type=int, default=3, help="of the jobs")
     parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
     flags = parser.parse_args()

@@ -106,8 +106,12 @@ def options(flags):
     """The memory layout and what a network goes through before it is used."""
     last = "--channels-last" in flags
     layout = torch.channels_last if last else torch.contiguous_format
-    compiled = torch.compile if "--compiled" in flags else lambda model: model
-    return layout, lambda model: compiled(model.to(memory_format=layout))
+
+    def prepare(model):
+        model = model.to(memory_format=layout)
+        return torch.compile(model, dynamic=False) if "--compiled" in flags else model
+
+    return layout, prepare
 
 
 def cases(folder, flags):
