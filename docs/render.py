@@ -232,16 +232,24 @@ def table_soft_targets():
     return markdown(header, rows)
 
 
-def spread(numbers, form="{:.0f}"):
-    """The median and, in brackets, the least and the greatest."""
-    middle, low, high = (form.format(x) for x in (np.median(numbers), min(numbers), max(numbers)))
-    return f"{middle} ({low} to {high})"
+def with_range(three, digits):
+    """A median and, in brackets, the least and the greatest."""
+    return "{} ({} to {})".format(*(f"{x:.{digits}f}" for x in three))
+
+
+def spread(numbers, digits):
+    return with_range((np.median(numbers), min(numbers), max(numbers)), digits)
+
+
+def timed(found, more=""):
+    """The command behind the times of a machine."""
+    return f"Measured by `{found['command']}` on {found['device']} ({found['date']}{more})"
 
 
 def how_compared(part):
     found = read("compare")[part]
     packages = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    return f"Measured by `{found['command']}` on {found['device']} ({found['date']}; {packages}); "
+    return f"{timed(found, f'; {packages}')}; medians of {found['rounds']} rounds"
 
 
 def table_speed():
@@ -254,23 +262,8 @@ def table_speed():
         [title, f"{speed['seconds'][key]:.0f}", f"{speed['seconds'][key] / plain:.3f}"]
         for key, title in names.items()
     ]
-    note = f"Measured by `{speed['command']}` on {speed['device']} ({speed['date']}); "
-    note += f"of the plain loop: {speed['plain_loop']}."
-    return markdown(header, rows) + "\n\n" + note
-
-
-def table_jobs():
-    """Whole jobs: wall seconds, ours against each, and what they reach."""
-    jobs, rows = read("compare")["jobs"], []
-    for name, job in jobs["runs"].items():
-        ratio = jobs["ratios"].get(f"ours ÷ {name}")
-        ratio = f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else ""
-        nets = ("teacher", "distilled", "baseline")
-        reached = (np.mean([run[net] for run in job["accuracy"]]) for net in nets)
-        rows.append([name, spread(job["seconds"]), ratio, *map(percent, reached)])
-    header = ["run", "seconds", "ours ÷ it", "teacher", "distilled", "baseline"]
-    note = how_compared("jobs") + f"medians of {jobs['repeats']} runs each, in turns, with the "
-    return markdown(header, rows) + f"\n\n{note}least and the greatest; accuracies are means."
+    note = f"{timed(speed)}; of the plain loop: {speed['plain_loop']}."
+    return markdown(header, rows) + f"\n\n{note}"
 
 
 def table_steps():
@@ -280,11 +273,11 @@ def table_steps():
         for peer, times in peers.items():
             if peer != "machine":
                 ratio = steps["ratios"].get(f"{case} ÷ {peer}")
-                ratio = f"{ratio[0]:.2f} ({ratio[1]:.2f} to {ratio[2]:.2f})" if ratio else ""
-                rows.append([case, peer, spread(times, "{:.1f}"), ratio])
-    note = how_compared("steps") + f"medians of {steps['rounds']} rounds, in turns, with the least "
+                ratio = with_range(ratio, 2) if ratio else ""
+                rows.append([case, peer, spread(times, 1), ratio])
+    note = f"{how_compared('steps')}, in turns, with the least and the greatest. Batch 128."
     header = ["", "", "milliseconds", "ours ÷ it"]
-    return markdown(header, rows) + f"\n\n{note}and the greatest. Batch 128."
+    return markdown(header, rows) + f"\n\n{note}"
 
 
 def table_machine():
@@ -294,8 +287,8 @@ def table_machine():
         if isinstance(found, dict):
             rows.append([case, f"{found['gflops']:.0f}", f"{100 * found['share']:.0f} %"])
     rows.append(["matrix product, 2,048 × 2,048", f"{machine['peak_gflops']:.0f}", "100 %"])
-    note = f"{how_compared('steps')}medians of {read('compare')['steps']['rounds']} rounds."
-    return markdown(["", "GFLOP/s", "of the matrix product's"], rows) + f"\n\n{note}"
+    header = ["", "GFLOP/s", "of the matrix product's"]
+    return markdown(header, rows) + f"\n\n{how_compared('steps')}."
 
 
 def table_parts():
@@ -306,8 +299,7 @@ def table_parts():
         [part, *(f"{run[part]:.1f}" if part in run else "" for run in found["parts"].values())]
         for part in sorted(names, key=lambda x: x == "whole")
     ]
-    note = f"Seconds, measured by `{found['command']}` on {found['device']} ({found['date']})."
-    return markdown(["", *found["parts"]], rows) + "\n\n" + note
+    return markdown(["", *found["parts"]], rows) + f"\n\nSeconds. {timed(found)}."
 
 
 def table_growth(what):
@@ -318,11 +310,10 @@ def table_growth(what):
         "images": ("images", "s an epoch", 1e6),
     }[what]
     for network, sizes in found[what].items():
-        for size, (middle, low, high) in sizes.items():
-            rows.append([network, f"{int(size):,}", f"{middle:.2f} ({low:.2f} to {high:.2f})"])
-            rows[-1].append(f"{microseconds * middle / int(size):.0f} µs")
-    note = f"Measured by `{found['command']}` on {found['device']} ({found['date']})."
-    return markdown(["", head, unit, "an image"], rows) + "\n\n" + note
+        for size, three in sizes.items():
+            an_image = f"{microseconds * three[0] / int(size):.0f} µs"
+            rows.append([network, f"{int(size):,}", with_range(three, 2), an_image])
+    return markdown(["", head, unit, "an image"], rows) + f"\n\n{timed(found)}."
 
 
 def table_in_turns(what):
@@ -332,10 +323,10 @@ def table_in_turns(what):
         base = np.array(next(iter(cases.values())))[:, 0]
         for case, measured in cases.items():
             milliseconds, faults = np.array(measured).T
-            row = [network, case, spread(milliseconds, "{:.1f}"), f"{np.median(faults):,.0f}"]
-            rows.append([*row, spread(milliseconds / base, "{:.2f}")])
-    note = f"Measured by `{found['command']}` on {found['device']} ({found['date']}): medians of "
-    note += f"{len(base)} processes, in turns, with the least and the greatest."
+            row = [network, case, spread(milliseconds, 1), f"{np.median(faults):,.0f}"]
+            rows.append([*row, spread(milliseconds / base, 2)])
+    note = f"{timed(found)}: medians of {len(base)} processes, in turns, with the least and the "
+    note += "greatest."
     header = ["", "", "ms a step", "page faults a step", "÷ the first row"]
     return markdown(header, rows) + f"\n\n{note}"
 
@@ -354,8 +345,7 @@ def table_stacked():
     ):
         rows.append([title, f"{runs[name]:.0f} s", f"{runs[name] / runs['single']:.2f}"])
     header = ["", "a student's step; all 16", "÷ single"]
-    note = f"Measured by `{stacked['command']}` on {stacked['device']} ({stacked['date']})."
-    return markdown(header, rows) + "\n\n" + note
+    return markdown(header, rows) + f"\n\n{timed(stacked)}."
 
 
 def table_variant(name):

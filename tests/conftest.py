@@ -23,10 +23,9 @@ utils.use_all_cores()
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
+MODULES = ("utils.py", "fast.py")  # of all scripts, beside which they lie
 SCRIPTS = sorted(
-    p.relative_to(EXAMPLES).as_posix()
-    for p in EXAMPLES.rglob("*.py")
-    if p.name not in ("utils.py", "fast.py")
+    p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.py") if p.name not in MODULES
 )
 DATASET = "mnist" if os.environ.get("MNIST_DATA_DIR") else "digits"
 
@@ -55,8 +54,8 @@ def refuse(module, arguments, monkeypatch, capsys):
 def eager(folder, script):
     """A copy of a script beside a utils.py that pauses for no time between checkpoints: there is
     one after every epoch, however short."""
-    shutil.copy(EXAMPLES / script, folder)
-    shutil.copy(EXAMPLES / "fast.py", folder)
+    for name in (script, *MODULES):
+        shutil.copy(EXAMPLES / name, folder)
     text = (EXAMPLES / "utils.py").read_text()
     assert text.count(" PAUSE = 5 ") == 1
     (folder / "utils.py").write_text(text.replace(" PAUSE = 5 ", " PAUSE = 0 "))

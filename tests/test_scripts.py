@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import utils
-from conftest import DATASET, EXAMPLES, ROOT, SCRIPTS, eager, load
+from conftest import DATASET, EXAMPLES, MODULES, ROOT, SCRIPTS, eager, load
 from test_resume import check_same_end
 
 # What may differ between scripts of the same name; all else is identical to the letter.
@@ -31,7 +31,7 @@ def run(folder, *command, env=None):
 
 def quick_run(script, tmp_path):
     """Runs a copy of a script and checks what it leaves. Returns what it printed, and where."""
-    for name in (script, "utils.py", "fast.py"):
+    for name in (script, *MODULES):
         shutil.copy(EXAMPLES / name, tmp_path)
     name = Path(script).name
     done = run(tmp_path, name, "--quick", "--dataset", DATASET)

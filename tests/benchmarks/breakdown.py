@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 import fast  # noqa: E402
 import jax  # noqa: E402
 import utils  # noqa: E402
+from compare import environment  # noqa: E402
 from flax import nnx  # noqa: E402
 from measure import load  # noqa: E402
 
@@ -111,7 +112,6 @@ def parts(folder):
     """Seconds of each part of whole runs."""
     found = {}
     with tempfile.TemporaryDirectory() as cwd:
-        fresh = {k: x for k, x in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         cache = {"JAX_COMPILATION_CACHE_DIR": f"{cwd}/cache"}
         cache |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         for name, flags, more in (
@@ -123,12 +123,11 @@ def parts(folder):
         ):
             command = [sys.executable, __file__, "--job", "--data-dir", str(folder), *flags]
             command += ["--output-dir", f"{cwd}/{len(found)}/run"]
-            more = more | {"GLIBC_TUNABLES": utils.MALLOC}  # as the script does
             begun = time.perf_counter()
             done = subprocess.run(
                 command,
                 cwd=cwd,
-                env=fresh | more,
+                env=environment(True) | more,
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,
@@ -224,7 +223,7 @@ def in_turns(folder, cases):
     for turn in range(TURNS):
         for name, (setting, layers) in cases.items():
             command = [sys.executable, __file__, "--steps", str(folder), json.dumps(layers)]
-            env = os.environ | {"GLIBC_TUNABLES": setting}
+            env = environment(False) | {"GLIBC_TUNABLES": setting}
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
             for network, measured in json.loads(done.stdout.splitlines()[-1]).items():
                 found.setdefault(network, {}).setdefault(name, []).append(measured)
