@@ -202,7 +202,7 @@ MALLOC += ":glibc.malloc.trim_threshold=0x100000000"
 
 def tune_malloc():
     """Restarts Python with these settings: the large arrays of a step then cost hardly any page
-    faults, otherwise a quarter of a teacher's step. Other systems ignore the variable."""
+    faults, otherwise a good part of a teacher's step. Other systems ignore the variable."""
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = MALLOC
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
