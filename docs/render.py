@@ -4,7 +4,7 @@
     python docs/render.py --check    # only say what is out of date, exit status 1
 
 A block stands between `<!-- table: results -->` (or `code: FILE NAME`, `config: FILE`,
-`output: speed`) and `<!-- end -->`; a number in a sentence between
+`output: compare`) and `<!-- end -->`; a number in a sentence between
 `<!-- value: default.gain -->` and `<!-- end -->`.
 """
 
@@ -233,8 +233,9 @@ def table_soft_targets():
 
 
 def with_range(three, digits):
-    """A median and, in brackets, the least and the greatest."""
-    return "{} ({} to {})".format(*(f"{x:.{digits}f}" for x in three))
+    """A median and, in brackets, the least and the greatest, if there are several."""
+    middle, low, high = (f"{x:.{digits}f}" for x in three)
+    return middle if three[1] == three[2] else f"{middle} ({low} to {high})"
 
 
 def spread(numbers, digits):
@@ -249,21 +250,23 @@ def timed(found, more=""):
 def how_compared(part):
     found = read("compare")[part]
     packages = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    return f"{timed(found, f'; {packages}')}; medians of {found['rounds']} rounds"
+    count = f"{found['rounds']} rounds" if part == "steps" else f"{found['repeats']} runs of each"
+    return f"{timed(found, f'; {packages}')}; medians of {count}"
 
 
-def table_speed():
-    speed = read("speed")
-    header = ["run", "seconds", "÷ the plain loop"]
-    plain = speed["seconds"]["plain"]
-    names = {"plain": "the plain loop, all labels", "default": "ours, the default run"}
-    names["all_labels"] = "ours, `--labels all`"
-    rows = [
-        [title, f"{speed['seconds'][key]:.0f}", f"{speed['seconds'][key] / plain:.3f}"]
-        for key, title in names.items()
-    ]
-    note = f"{timed(speed)}; of the plain loop: {speed['plain_loop']}."
-    return markdown(header, rows) + f"\n\n{note}"
+def table_jobs():
+    """Whole jobs: wall seconds, ours against each, and what they reach."""
+    jobs, rows = read("compare")["jobs"], []
+    for name, job in jobs["runs"].items():
+        ratio = jobs["ratios"].get(f"ours ÷ {name}")
+        row = [name, spread(job["seconds"], 0), with_range(ratio, 2) if ratio else ""]
+        row.append(f"{job['peak_memory_gb']:.1f} GB")
+        nets = ("teacher", "distilled", "baseline")
+        reached = (np.mean([run[net] for run in job["accuracy"]]) for net in nets)
+        rows.append([*row, *map(percent, reached)])
+    header = ["run", "seconds", "ours ÷ it", "peak memory", "teacher", "distilled", "baseline"]
+    note = f"{how_compared('jobs')}, in turns, with the least and the greatest; "
+    return markdown(header, rows) + f"\n\n{note}accuracies are means."
 
 
 def table_steps():
@@ -641,9 +644,6 @@ def value(key):
         cells = [c for c in read("tuning")["cells"] if c["labels"] == "1000"]
         best = max(cells, key=lambda c: np.mean(c[what]))
         return f"{best['epochs']} epochs and a peak learning rate of {best['learning_rate']:g}"
-    if name == "speed":
-        seconds = read("speed")["seconds"]
-        return f"{seconds[what] / seconds['plain']:.3f}"
     if name == "compare":
         part, title = what.split(".", 1)
         return f"{read(name)[part]['ratios'][title][0]:.2f}"
@@ -655,8 +655,9 @@ def value(key):
     baseline, distilled, gain, (low, high), wins = paired(experiment)
     seconds = [run["seconds"] for run in experiment["runs"]]
     total = seconds[0]["total"]  # of the first run, which trains its teacher itself
-    if name in ("default", "all_labels"):
-        total = read("speed")["seconds"][name]
+    jobs = {"default": "ours, the default run", "all_labels": "ours"}
+    if name in jobs:
+        total = np.median(read("compare")["jobs"]["runs"][jobs[name]]["seconds"])
     seed = experiment["seeds"][0]
     agreement = {
         kind: np.mean([run[kind]["agreement"] for run in experiment["runs"]])
@@ -743,9 +744,8 @@ def code(file, name):
 
 def output(name):
     """What the run printed; of many epoch lines in a row the first and last few."""
-    shown = re.sub(
-        r"((?:Epoch.*\n){3})(?:Epoch.*\n){4,}((?:Epoch.*\n){2})", r"\1…\n\2", read(name)["output"]
-    )
+    whole = read(name)["jobs"]["output"]
+    shown = re.sub(r"((?:Epoch.*\n){3})(?:Epoch.*\n){4,}((?:Epoch.*\n){2})", r"\1…\n\2", whole)
     return f"```text\n$ python examples/15_knowledge_distillation.py\n{shown.strip()}\n```"
 
 

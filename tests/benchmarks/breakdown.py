@@ -11,11 +11,8 @@ batches of 32 to 1,024, and a student's epochs on 1,000 to 60,000 images.
 """
 
 import contextlib
-import datetime
 import functools
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -31,7 +28,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 import fast  # noqa: E402
 import jax  # noqa: E402
 import utils  # noqa: E402
-from compare import environment  # noqa: E402
+from compare import about, environment  # noqa: E402
 from flax import nnx  # noqa: E402
 from measure import load  # noqa: E402
 
@@ -239,12 +236,7 @@ def main(folder):
     content["parts"] = parts(folder)
     utils.use_all_cores()
     content |= growth(load(SCRIPT), utils.load_data("mnist", folder))
-    content |= {
-        "command": "python tests/benchmarks/breakdown.py DATA_DIR",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": utils.versions(),
-    }
+    content |= about("python tests/benchmarks/breakdown.py DATA_DIR")
     text = json.dumps(content, indent=1) + "\n"
     utils.write_whole(ROOT / "docs" / "results" / "breakdown.json", text.encode())
     print(text)

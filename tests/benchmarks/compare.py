@@ -4,13 +4,15 @@ Writes docs/results/compare.json.
     python -m pip install -r tests/benchmarks/requirements.txt    # beside the project's own
     python tests/benchmarks/compare.py DATA_DIR                   # both parts
     python tests/benchmarks/compare.py DATA_DIR --only steps --rounds 15
+    python tests/benchmarks/compare.py DATA_DIR --only jobs --repeats 1 --add
 
 DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, batch 128 from
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
 noisy for all; a ratio is taken within each round. Where a process happens to have its buffers can
 matter, so all are started three times, for a third of the rounds. All have our settings of malloc.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
-as --repeats says. Our scripts set malloc themselves; of the others PyTorch with our recipe gets it.
+as --repeats says, an hour each; --add adds them to those of an earlier run. Our scripts set malloc
+themselves; of the others PyTorch with our recipe gets it.
 """
 
 import argparse
@@ -29,8 +31,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from main_job import measure
-
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 HERE = Path(__file__).resolve().parent
@@ -48,7 +48,7 @@ PEERS = {  # those whose steps are timed: the module beside this file, or None, 
 JOBS = {
     "ours": [SCRIPT, "--labels", "all", "--data-dir"],
     "ours, the default run": [SCRIPT, "--data-dir"],
-    "plain Flax NNX": [HERE / "plain_loop.py", "--whole"],
+    "plain Flax NNX": [HERE / "plain_loop.py"],
     "PyTorch": [HERE / "pytorch_loop.py"],
     "PyTorch, channels-last": [HERE / "pytorch_loop.py", "--channels-last"],
     "PyTorch, our recipe": [HERE / "pytorch_loop.py", "--cached"],
@@ -258,6 +258,22 @@ def steps(folder, rounds):
 # %% Jobs
 
 
+def measure(command, folder, env=None):
+    """Wall seconds, peak memory in GB and output of a command run in a folder."""
+    begun = time.perf_counter()
+    with open(Path(folder) / "output.txt", "w+") as output:
+        command = [sys.executable, *map(str, command)]
+        process = subprocess.Popen(command, stdout=output, cwd=folder, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - begun
+        output.seek(0)
+        text = output.read()
+    if status:
+        sys.exit(f"failed: {command}")
+    print(f"{seconds:7.1f} s  {usage.ru_maxrss / 1e6:.2f} GB  {command[1]}", flush=True)
+    return round(seconds, 1), round(usage.ru_maxrss / 1e6, 2), text
+
+
 def run_job(name, folder):
     """Of a whole process: wall seconds, peak memory in GB, each network's last test accuracy, and
     what it printed."""
@@ -281,9 +297,12 @@ def run_job(name, folder):
     return seconds, memory, accuracy, text
 
 
-def jobs(folder, repeats):
+def jobs(folder, repeats, add=False):
     found = {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
-    for turn in range(repeats):
+    if add and RESULT.exists():
+        found = json.loads(RESULT.read_text()).get("jobs", {}).get("runs", found)
+    before = len(found["ours"]["seconds"])
+    for turn in range(before, before + repeats):
         for name, of in found.items():
             seconds, memory, accuracy, text = run_job(name, folder)
             of["seconds"].append(seconds)
@@ -304,19 +323,24 @@ def jobs(folder, repeats):
 # %% Main
 
 
+def about(command, packages=("jax", "flax", "optax", "numpy")):
+    """What every result here says of itself."""
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
 def keep(part, content):
     """Writes a part of the result, beside what the other part's last run has left there."""
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     from utils import write_whole
 
     packages = ("jax", "flax", "optax", "torch", "keras", "numpy")
-    about = {
-        "command": f"python tests/benchmarks/compare.py DATA_DIR --only {part}",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
-    text = json.dumps(result | {part: about | content}, indent=1, ensure_ascii=False) + "\n"
+    known = about(f"python tests/benchmarks/compare.py DATA_DIR --only {part}", packages)
+    text = json.dumps(result | {part: known | content}, indent=1, ensure_ascii=False) + "\n"
     write_whole(RESULT, text.encode())
     for title, (middle, low, high) in content["ratios"].items():
         print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
@@ -328,6 +352,7 @@ def main():
     parser.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
     parser.add_argument("--rounds", type=int, default=9, help="of the steps, a multiple of 3")
     parser.add_argument("--repeats", type=int, default=3, help="of the jobs")
+    parser.add_argument("--add", action="store_true", help="the jobs to those of an earlier run")
     parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
     flags = parser.parse_args()
     folder = flags.data_dir.resolve()
@@ -341,7 +366,7 @@ def main():
     if flags.only != "jobs":
         keep("steps", steps(folder, flags.rounds))
     if flags.only != "steps":
-        jobs(folder, flags.repeats)
+        jobs(folder, flags.repeats, flags.add)
     return None
 
 

@@ -9,9 +9,7 @@ ten times on 10,000 images, and without scoring, as the stack has it.
 """
 
 import contextlib
-import datetime
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -25,6 +23,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import utils  # noqa: E402
+from compare import about  # noqa: E402
 from flax import nnx  # noqa: E402
 from measure import load  # noqa: E402
 
@@ -114,7 +113,6 @@ def main():
         whole = whole_runs(kd, tuning, data, folder)
     print("seconds of 16 students:", whole)
     result = {
-        "command": "python tests/benchmarks/stacked.py",
         "step_milliseconds_per_student": found,
         "step_ratio_16": round(found["stack of 16"] / found["single"], 3),
         "step_ratio_16_vectorised": round(
@@ -123,10 +121,8 @@ def main():
         "run_seconds_of_16": whole,
         "run_ratio_16": round(whole["stack"] / whole["single"], 3),
         "run_ratio_16_scored": round(whole["stack"] / whole["single_scored"], 3),
-        "device": f"{os.cpu_count()} CPU cores",
-        "versions": utils.versions(),
-        "date": datetime.date.today().isoformat(),
     }
+    result |= about("python tests/benchmarks/stacked.py")
     text = json.dumps(result, indent=1) + "\n"
     utils.write_whole(ROOT / "docs" / "results" / "stacked.json", text.encode())
 
