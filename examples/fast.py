@@ -27,15 +27,16 @@ def conv(images, kernel, strides, padding, *, dimension_numbers, **options):
         dimension_numbers=dimension_numbers,
         **options,
     )
-    precise = options.get("precision"), options.get("preferred_element_type")
-    usual = images.dtype == kernel.dtype == jnp.float32 and precise == (None, None) and images.size
-    if jax.default_backend() != "cpu" or not usual:
+    special = map(options.get, ("precision", "preferred_element_type", "out_sharding"))
+    usual = images.dtype == kernel.dtype == jnp.float32 and not any(special)
+    known = all(isinstance(n, int) and n for n in images.shape)  # an export may leave one open
+    if jax.default_backend() != "cpu" or not (usual and known):
         return built_in(images, kernel)
     steps = {*strides, *options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())}
     shifts = images.ndim == 4 and images.shape[-1] == 1 and steps == {1}
     # The gradient of a kernel is slow as the one convolution with a window as large as an image
-    # that XLA makes of it, and faster as a sum over groups of images. Groups take turns, image by
-    # image: so each device has its part of every group.
+    # that XLA makes of it, and faster as a sum over groups of images. Image i goes to group
+    # i % groups: so each device has its part of every group.
     groups = GROUPS if len(images) % (GROUPS * jax.device_count()) == 0 else 1
 
     def forwards(images, kernel):

@@ -122,6 +122,16 @@ def test_conv_of_another_precision_is_the_built_in_one(options):
         np.testing.assert_array_equal(of, b[key])
 
 
+def test_what_has_no_fixed_batch_can_be_exported():
+    batch = jax.export.symbolic_shape("batch, 6, 6, 1")
+    layer = layers(1)[0]
+    exported = jax.export.export(jax.jit(lambda x: layer(x)))(
+        jax.ShapeDtypeStruct(batch, np.float32)
+    )
+    x = draw(3, 6, 6, 1)
+    np.testing.assert_allclose(exported.call(x), layer(x), rtol=ROUNDING)
+
+
 def test_inference_is_that_of_the_built_in_one():
     x = draw(8, 6, 6, 1)
     a, b = (layer(x) for layer in layers(1))
