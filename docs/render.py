@@ -250,8 +250,9 @@ def timed(found, more=""):
 def how_compared(part):
     found = read("compare")[part]
     packages = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
-    count = f"{found['rounds']} rounds" if part == "steps" else f"{found['repeats']} runs of each"
-    return f"{timed(found, f'; {packages}')}; medians of {count}"
+    rounds = found.get("rounds") or found["repeats"]
+    count = f"medians of {rounds} rounds in turns, with the least and the greatest"
+    return f"{timed(found, f'; {packages}')}; {count if rounds > 1 else 'one run of each'}"
 
 
 def table_jobs():
@@ -264,9 +265,9 @@ def table_jobs():
         nets = ("teacher", "distilled", "baseline")
         reached = (np.mean([run[net] for run in job["accuracy"]]) for net in nets)
         rows.append([*row, *map(percent, reached)])
-    header = ["run", "seconds", "ours ÷ it", "peak memory", "teacher", "distilled", "baseline"]
-    note = f"{how_compared('jobs')}, in turns, with the least and the greatest; "
-    return markdown(header, rows) + f"\n\n{note}accuracies are means."
+    header = ["run", "seconds", "ours takes, × its time", "peak memory", *nets]
+    note = f"{how_compared('jobs')}. Each always has the same seeds."
+    return markdown(header, rows) + f"\n\n{note}"
 
 
 def table_steps():
@@ -278,8 +279,8 @@ def table_steps():
                 ratio = steps["ratios"].get(f"{case} ÷ {peer}")
                 ratio = with_range(ratio, 2) if ratio else ""
                 rows.append([case, peer, spread(times, 1), ratio])
-    note = f"{how_compared('steps')}, in turns, with the least and the greatest. Batch 128."
-    header = ["", "", "milliseconds", "ours ÷ it"]
+    note = f"{how_compared('steps')}. Batch 128."
+    header = ["", "", "milliseconds", "ours takes, × its time"]
     return markdown(header, rows) + f"\n\n{note}"
 
 
@@ -291,7 +292,11 @@ def table_machine():
             rows.append([case, f"{found['gflops']:.0f}", f"{100 * found['share']:.0f} %"])
     rows.append(["matrix product, 2,048 × 2,048", f"{machine['peak_gflops']:.0f}", "100 %"])
     header = ["", "GFLOP/s", "of the matrix product's"]
-    return markdown(header, rows) + f"\n\n{how_compared('steps')}."
+    bandwidth, megabytes = machine["bandwidth_gb_per_second"], 128 * 28 * 28 * 64 * 4 / 1e6
+    note = f"A copy in memory moves {bandwidth:.0f} GB/s, read and written together: to read and "
+    note += f"write the {megabytes:.0f} MB that the teacher's first layer makes of a batch takes "
+    note += f"{2 * megabytes / bandwidth:.1f} ms. {how_compared('steps')}."
+    return markdown(header, rows) + f"\n\n{note}"
 
 
 def table_parts():
@@ -314,7 +319,8 @@ def table_growth(what):
     }[what]
     for network, sizes in found[what].items():
         for size, three in sizes.items():
-            an_image = f"{microseconds * three[0] / int(size):.0f} µs"
+            images = int(size) // 128 * 128 if what == "images" else int(size)  # full batches alone
+            an_image = f"{microseconds * three[0] / images:.0f} µs"
             rows.append([network, f"{int(size):,}", with_range(three, 2), an_image])
     return markdown(["", head, unit, "an image"], rows) + f"\n\n{timed(found)}."
 

@@ -1,10 +1,11 @@
 """Says where the main job's time goes, and how a step's and an epoch's time grow. Writes
 docs/results/breakdown.json.
 
-    python tests/benchmarks/breakdown.py DATA_DIR    # about 15 minutes on 2 CPU cores
+    python tests/benchmarks/breakdown.py DATA_DIR    # about 20 minutes on 2 CPU cores
 
-*Memory* and *conv*: steps with each of our settings of malloc and without, and with `fast.conv` in
-some layers or none, each in a process of its own, in turns. *Parts*: script 15 cold, with a clock
+*Memory*, *conv* and *jax*: steps with each of our settings of malloc and without, with `fast.conv`
+in some layers or none, and on one device or with `nnx.max_pool`, each in a process of its own, in
+turns. *Parts*: script 15 cold, with a clock
 around what it calls; by default, with all labels, and with --quick, also with JAX's persistent
 compilation cache, empty and then filled. *Batch size* and *images*: steps of both networks at
 batches of 32 to 1,024, and a student's epochs on 1,000 to 60,000 images.
@@ -182,7 +183,7 @@ def growth(kd, data):
     return found
 
 
-# What `timed_steps` is to compare: the settings of malloc, and the layers with `fast.conv`.
+# What `in_turns` is to compare: settings of malloc, layers with `fast.conv`, and the rest.
 MALLOC = {
     "as glibc comes": "",
     "huge pages": utils.MALLOC.partition(":")[0],
@@ -194,12 +195,21 @@ LAYERS = {
     "`conv` as in script 15": None,
     "`conv` in all": ["conv1", "conv2", "conv3"],
 }
+JAX = {
+    "as script 15": {},
+    "one device": {"one_device": True},
+    "`nnx.max_pool`": {"built_in_pool": True},
+    "both": {"one_device": True, "built_in_pool": True},
+}
 
 
-def timed_steps(folder, layers):
+def timed_steps(folder, layers=None, one_device=False, built_in_pool=False):
     """Prints milliseconds and page faults of a step of each network, as JSON."""
-    utils.use_all_cores()
+    if not one_device:
+        utils.use_all_cores()
     kd, data, found = load(SCRIPT), utils.load_data("mnist", folder), {}
+    if built_in_pool:
+        kd.max_pool = functools.partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
     for network in (kd.StudentCNN, kd.TeacherCNN):
         step, few = training(kd, network, 128, layers), data.train.take(slice(16 * 128))
         for _ in range(3):  # the first compiles; memory settles
@@ -215,11 +225,11 @@ def timed_steps(folder, layers):
 
 def in_turns(folder, cases):
     """Milliseconds and page faults of a step, one process a turn and case: {network: {case:
-    [[milliseconds, faults] of each turn]}}. A case is malloc's setting and the layers."""
+    [[milliseconds, faults] of each turn]}}. A case is malloc's setting and `timed_steps`' flags."""
     found = {}
     for turn in range(TURNS):
-        for name, (setting, layers) in cases.items():
-            command = [sys.executable, __file__, "--steps", str(folder), json.dumps(layers)]
+        for name, (setting, how) in cases.items():
+            command = [sys.executable, __file__, "--steps", str(folder), json.dumps(how)]
             env = environment(False) | {"GLIBC_TUNABLES": setting}
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
             for network, measured in json.loads(done.stdout.splitlines()[-1]).items():
@@ -230,9 +240,11 @@ def in_turns(folder, cases):
 
 def main(folder):
     folder = Path(folder).resolve()
-    malloc = {name: (setting, None) for name, setting in MALLOC.items()}
-    layers = {name: (utils.MALLOC, those) for name, those in LAYERS.items()}
-    content = {"memory": in_turns(folder, malloc), "conv": in_turns(folder, layers)}
+    malloc = {name: (setting, {}) for name, setting in MALLOC.items()}
+    layers = {name: (utils.MALLOC, {"layers": those}) for name, those in LAYERS.items()}
+    rest = {name: (utils.MALLOC, how) for name, how in JAX.items()}
+    cases = {"memory": malloc, "conv": layers, "jax": rest}
+    content = {name: in_turns(folder, those) for name, those in cases.items()}
     content["parts"] = parts(folder)
     utils.use_all_cores()
     content |= growth(load(SCRIPT), utils.load_data("mnist", folder))
@@ -246,7 +258,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--job"]:
         timed_job(*sys.argv[2:])
     elif sys.argv[1:2] == ["--steps"]:
-        timed_steps(sys.argv[2], json.loads(sys.argv[3]))
+        timed_steps(sys.argv[2], **json.loads(sys.argv[3]))
     elif len(sys.argv) == 2:
         utils.tune_malloc()
         main(sys.argv[1])

@@ -21,9 +21,11 @@ import datetime
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -41,7 +43,7 @@ PEERS = {  # those whose steps are timed: the module beside this file, or None, 
     "plain Flax NNX": ("plain_loop", []),
     "PyTorch": ("pytorch_loop", []),
     "PyTorch, channels-last": ("pytorch_loop", ["--channels-last"]),
-    "PyTorch, torch.compile": ("pytorch_loop", ["--compiled"]),
+    "PyTorch, channels-last, torch.compile": ("pytorch_loop", ["--channels-last", "--compiled"]),
     "Keras 3": ("keras_loop", []),
     "machine": (None, []),
 }
@@ -51,7 +53,6 @@ JOBS = {
     "plain Flax NNX": [HERE / "plain_loop.py"],
     "PyTorch": [HERE / "pytorch_loop.py"],
     "PyTorch, channels-last": [HERE / "pytorch_loop.py", "--channels-last"],
-    "PyTorch, our recipe": [HERE / "pytorch_loop.py", "--cached"],
     "PyTorch, our recipe, channels-last": [HERE / "pytorch_loop.py", "--cached", "--channels-last"],
     "Keras 3": [HERE / "keras_loop.py"],
 }
@@ -63,6 +64,7 @@ FORWARD = {
     + 1152 * 512 + 512 * 256 + 256 * 10,
 }  # fmt: skip
 FIRST = {"student": 26 * 26 * 16 * 9, "teacher": 28 * 28 * 64 * 9}  # needs no gradient of images
+PACKAGES = ("jax", "flax", "optax", "torch", "keras", "numpy")
 MATRIX = 2048
 MEGABYTES = 256
 
@@ -167,7 +169,7 @@ def time_steps(folder, rounds):
     times = {}
     for start in range(STARTS):
         print(f"start {start + 1} of {STARTS}", flush=True)
-        for case, peers in time_steps_of_one_start(folder, max(1, rounds // STARTS)).items():
+        for case, peers in time_steps_of_one_start(folder, rounds // STARTS).items():
             for peer, milliseconds in peers.items():
                 times.setdefault(case, {}).setdefault(peer, []).extend(milliseconds)
     return times
@@ -182,7 +184,6 @@ def time_steps_of_one_start(folder, rounds):
             waiting[peer] = stack.enter_context(
                 subprocess.Popen(command, env=environment(True), **pipes)
             )
-            stack.callback(waiting[peer].stdin.close)
             for case in listen(waiting[peer]):
                 say(waiting[peer], (case, 2))  # compiles
                 each = say(waiting[peer], (case, 8)) / 8
@@ -199,12 +200,14 @@ def time_steps_of_one_start(folder, rounds):
 
 
 def environment(tuned):
-    """With our settings of malloc or as glibc comes, and without what would make a run of one warm
-    or of another slow."""
+    """With our settings of malloc or as glibc comes, on the CPU, and without what would make a run
+    of one warm or of another slow."""
     from utils import MALLOC
 
-    unwanted = ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS", "OMP_NUM_THREADS", "GLIBC_TUNABLES")
+    unwanted = ("JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "GLIBC_TUNABLES")
+    unwanted += ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
     kept = {name: x for name, x in os.environ.items() if name not in unwanted}
+    kept["JAX_PLATFORMS"] = "cpu"
     return kept | ({"GLIBC_TUNABLES": MALLOC} if tuned else {})
 
 
@@ -248,7 +251,7 @@ def steps(folder, rounds):
                 cached, those
             )
     return {
-        "rounds": len(cached),
+        "rounds": rounds,
         "milliseconds": times,
         "ratios": ratios,
         "machine": against_the_machine(times),
@@ -299,8 +302,14 @@ def run_job(name, folder):
 
 def jobs(folder, repeats, add=False):
     found = {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
-    if add and RESULT.exists():
-        found = json.loads(RESULT.read_text()).get("jobs", {}).get("runs", found)
+    if add:
+        kept, now = json.loads(RESULT.read_text())["jobs"], about("", PACKAGES)
+        alike = all(kept[key] == now[key] for key in ("device", "versions"))
+        if not alike or kept["runs"].keys() != found.keys():
+            sys.exit(
+                f"--add: {RESULT.name} has other jobs, versions or another device; leave it out"
+            )
+        found = kept["runs"]
     before = len(found["ours"]["seconds"])
     for turn in range(before, before + repeats):
         for name, of in found.items():
@@ -325,10 +334,14 @@ def jobs(folder, repeats, add=False):
 
 def about(command, packages=("jax", "flax", "optax", "numpy")):
     """What every result here says of itself."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kind, info = platform.machine(), Path("/proc/cpuinfo")
+    if info.exists() and (named := re.search(r"model name\s*: (.*)", info.read_text())):
+        kind = re.sub(r"\((R|TM)\)|CPU |@.*", "", named[1]).strip()
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+        "device": f"{cores} CPU cores ({kind})",
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
 
@@ -338,9 +351,16 @@ def keep(part, content):
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     from utils import write_whole
 
-    packages = ("jax", "flax", "optax", "torch", "keras", "numpy")
-    known = about(f"python tests/benchmarks/compare.py DATA_DIR --only {part}", packages)
-    text = json.dumps(result | {part: known | content}, indent=1, ensure_ascii=False) + "\n"
+    count = {"steps": "rounds", "jobs": "repeats"}[part]
+    command = (
+        f"python tests/benchmarks/compare.py DATA_DIR --only {part} --{count} {content[count]}"
+    )
+    text = (
+        json.dumps(
+            result | {part: about(command, PACKAGES) | content}, indent=1, ensure_ascii=False
+        )
+        + "\n"
+    )
     write_whole(RESULT, text.encode())
     for title, (middle, low, high) in content["ratios"].items():
         print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
@@ -358,8 +378,13 @@ def main():
     folder = flags.data_dir.resolve()
     if flags.worker:
         return worker(flags.worker, folder)
-    if not (folder / "train-images-idx3-ubyte.gz").exists():
-        parser.error(f"{folder}: must hold train-images-idx3-ubyte.gz and the other three files")
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        if not (folder / f"{name}-ubyte.gz").exists():
+            parser.error(f"{folder}: must hold {name}-ubyte.gz")
+    if flags.rounds < STARTS or flags.rounds % STARTS:
+        parser.error(f"--rounds {flags.rounds}: must be a multiple of {STARTS}")
+    if flags.repeats < 1:
+        parser.error(f"--repeats {flags.repeats}: must be 1 or more")
     for package in ("torch", "keras"):
         if not importlib.util.find_spec(package):
             parser.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")

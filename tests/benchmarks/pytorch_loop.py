@@ -92,18 +92,19 @@ def train(model, epochs, peak, data, seed, teacher=None, teacher_logits=None):
     return accuracy
 
 
-def load(folder, layout):
+def load(folder, last):
     """Images [N, 1, 28, 28] in [0, 1] and labels, of the training and the test set."""
     tensors = []
     for part in ("train", "t10k"):
-        image, label = read(folder, part)
-        image = torch.from_numpy(image).permute(0, 3, 1, 2).contiguous(memory_format=layout)
-        tensors.append((image, torch.from_numpy(label).long()))
+        image, label = map(torch.from_numpy, read(folder, part))
+        # With one channel only the strides tell the layouts apart, and convolutions go by them.
+        image = image.permute(0, 3, 1, 2) if last else image.reshape(-1, 1, 28, 28)
+        tensors.append((image, label.long()))
     return tensors
 
 
 def options(flags):
-    """The memory layout and what a network goes through before it is used."""
+    """Whether channels are last, and what a network goes through before it is used."""
     last = "--channels-last" in flags
     layout = torch.channels_last if last else torch.contiguous_format
 
@@ -111,13 +112,13 @@ def options(flags):
         model = model.to(memory_format=layout)
         return torch.compile(model, dynamic=False) if "--compiled" in flags else model
 
-    return layout, prepare
+    return last, prepare
 
 
 def cases(folder, flags):
     """What compare.py times: functions that take a number of steps, by name."""
-    layout, prepare = options(flags)
-    image, label = load(folder, layout)[0]
+    last, prepare = options(flags)
+    image, label = load(folder, last)[0]
     torch.manual_seed(0)
     teacher, student, other = map(prepare, (make_teacher(), make_student(), make_teacher()))
     other.eval()
@@ -153,8 +154,8 @@ def cases(folder, flags):
 
 
 def main(folder, flags):
-    layout, prepare = options(flags)
-    data = load(folder, layout)
+    last, prepare = options(flags)
+    data = load(folder, last)
     cached = "--cached" in flags
     teacher_epochs, epochs, teacher_peak, peak = (3, 4, 5e-3, 2e-2) if cached else (5, 10, 0, 0)
     torch.manual_seed(0)

@@ -1,11 +1,11 @@
 """Times many students in one program against as many single runs of script 15's student, in one
-process and in turns. Writes docs/results/stacked.json.
+process. Writes docs/results/stacked.json.
 
     python tests/benchmarks/stacked.py    # about 10 minutes on 2 CPU cores
 
-The step alone on random images, for stacks of 1 to 64; and whole runs of 16 students on 1,000
-images, with batches and checkpoints. The single runs are timed twice: as script 15 has them, scored
-ten times on 10,000 images, and without scoring, as the stack has it.
+The step alone on random images, for stacks of 1 to 64, in turns; and whole runs of 16 students on
+1,000 images, with batches and checkpoints. The single runs are timed twice: as script 15 has them,
+scored ten times on 10,000 images, and without scoring, as the stack has it.
 """
 
 import contextlib
