@@ -127,9 +127,9 @@ class Students(nnx.Module):
         of_a_seed = nnx.vmap(make, in_axes=None, axis_size=cells)
         self.stack = nnx.vmap(of_a_seed)(jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32)))
 
-    def __call__(self, x):
-        """Images [B, 28, 28, 1] to logits [seeds, cells, B, C], at inference."""
-        of_a_seed = nnx.vmap(lambda student, x: student(x), in_axes=(0, None))
+    def __call__(self, x, train=False):
+        """Images [B, 28, 28, 1] to logits [seeds, cells, B, C]."""
+        of_a_seed = nnx.vmap(lambda student, x: student(x, train), in_axes=(0, None))
         return nnx.vmap(of_a_seed, in_axes=(0, None))(self.stack, x)
 
 
