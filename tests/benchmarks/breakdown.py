@@ -5,10 +5,10 @@ docs/results/breakdown.json.
 
 *Memory*, *conv* and *jax*: steps with each of our settings of malloc and without, with `fast.conv`
 in some layers or none, and on one device or with `nnx.max_pool`, each in a process of its own, in
-turns. *Parts*: script 15 cold, with a clock
-around what it calls; by default, with all labels, and with --quick, also with JAX's persistent
-compilation cache, empty and then filled. *Batch size* and *images*: steps of both networks at
-batches of 32 to 1,024, and a student's epochs on 1,000 to 60,000 images.
+turns. *Parts*: script 15 cold, with a clock around what it calls; by default, with all labels, and
+with --quick, also with JAX's persistent compilation cache, empty and then filled. *Batch size* and
+*images*: steps of both networks at batches of 32 to 1,024, and a student's epochs on 1,000 to
+60,000 images.
 """
 
 import contextlib

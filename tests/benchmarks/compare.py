@@ -64,7 +64,7 @@ FORWARD = {
     + 1152 * 512 + 512 * 256 + 256 * 10,
 }  # fmt: skip
 FIRST = {"student": 26 * 26 * 16 * 9, "teacher": 28 * 28 * 64 * 9}  # needs no gradient of images
-PACKAGES = ("jax", "flax", "optax", "torch", "keras", "numpy")
+PACKAGES = ("torch", "keras")  # beside those of the scripts
 MATRIX = 2048
 MEGABYTES = 256
 
@@ -261,7 +261,7 @@ def steps(folder, rounds):
 # %% Jobs
 
 
-def measure(command, folder, env=None):
+def measure(command, folder, env):
     """Wall seconds, peak memory in GB and output of a command run in a folder."""
     begun = time.perf_counter()
     with open(Path(folder) / "output.txt", "w+") as output:
@@ -332,8 +332,10 @@ def jobs(folder, repeats, add=False):
 # %% Main
 
 
-def about(command, packages=("jax", "flax", "optax", "numpy")):
+def about(command, packages=()):
     """What every result here says of itself."""
+    from utils import versions
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind, info = platform.machine(), Path("/proc/cpuinfo")
     if info.exists() and (named := re.search(r"model name\s*: (.*)", info.read_text())):
@@ -342,7 +344,7 @@ def about(command, packages=("jax", "flax", "optax", "numpy")):
         "command": command,
         "date": datetime.date.today().isoformat(),
         "device": f"{cores} CPU cores ({kind})",
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions() | {name: importlib.metadata.version(name) for name in packages},
     }
 
 
@@ -385,7 +387,7 @@ def main():
         parser.error(f"--rounds {flags.rounds}: must be a multiple of {STARTS}")
     if flags.repeats < 1:
         parser.error(f"--repeats {flags.repeats}: must be 1 or more")
-    for package in ("torch", "keras"):
+    for package in PACKAGES:
         if not importlib.util.find_spec(package):
             parser.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")
     if flags.only != "jobs":
