@@ -127,7 +127,7 @@ def train_teacher(data, recipe, output_dir):
     teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
     phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = nnx.cached_partial(train_step, teacher, optimizer)
+    step = utils.bind(train_step, teacher, optimizer)
     for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
         for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
             phase.log(step(batch))

@@ -94,7 +94,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
@@ -192,7 +192,7 @@ def train_teacher(data, recipe, output_dir):
     teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
     phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = nnx.cached_partial(train_step, teacher, optimizer)
+    step = utils.bind(train_step, teacher, optimizer)
     for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
         for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
             phase.log(step(batch))
@@ -204,7 +204,7 @@ def train_student_baseline(data, labelled, recipe, output_dir):
     student = StudentCNN(rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
     phase = utils.Phase("baseline", output_dir, recipe, data, labels=len(labelled.label))
-    step = nnx.cached_partial(train_step, student, optimizer)
+    step = utils.bind(train_step, student, optimizer)
     for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
         for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch):
             phase.log(step(batch))
@@ -226,7 +226,7 @@ def train_student_with_distillation(
         # index. With augmentation that is wrong: it must see what the student sees, in every step.
         with phase.timed("cache_seconds"):
             tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
-    step = nnx.cached_partial(train_student_step, student, None if tables else teacher, optimizer)
+    step = utils.bind(train_student_step, student, None if tables else teacher, optimizer)
     for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
         for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables):
             phase.log(step(batch, temperature, alpha))

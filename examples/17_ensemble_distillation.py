@@ -93,7 +93,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
@@ -173,7 +173,7 @@ def train_network(name, network, recipe, data, config, table=None, random=False,
         rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
     optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
     phase = utils.Phase(name, config.output_dir, recipe, data, **more)
-    step = nnx.cached_partial(ensemble_step, model, optimizer)
+    step = utils.bind(ensemble_step, model, optimizer)
     for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
         draw = np.random.default_rng([recipe.seed, 17, epoch])  # a run that goes on draws the same
         for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):

@@ -65,7 +65,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
@@ -170,7 +170,7 @@ def train_fresh(name, network, loss, recipe, data, config, tables, **weights):
     optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
     more = weights | {key: utils.digest(table) for key, table in tables.items()}
     phase = utils.Phase(name.replace(" ", "_"), config.output_dir, recipe, data, **more)
-    cached_step = nnx.cached_partial(loss_step, model, optimizer)
+    cached_step = utils.bind(loss_step, model, optimizer)
     for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
         for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
             phase.log(cached_step(batch, loss, weights))
@@ -224,7 +224,7 @@ def student_recipe(config, labels):
 
 def time_exits(network, split, repeats=30):
     """Milliseconds for 1,000 images up to each exit (`jit` leaves out the rest): medians."""
-    image = utils.shard(np.resize(split.image, (1000, 28, 28, 1)) / np.float32(255))
+    image = jnp.array(np.resize(split.image, (1000, 28, 28, 1)) / np.float32(255))
     exits = [nnx.cached_partial(nnx.jit(lambda f, x, k=k: f(x)[k]), network) for k in range(3)]
     seconds = np.empty((repeats + 1, 3))
     for turn, k in np.ndindex(seconds.shape):  # in turns: a busy moment meets all

@@ -88,7 +88,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
@@ -205,9 +205,9 @@ def co_train(name, networks, recipes, data, labelled, output_dir, teacher=None, 
     if teacher:
         with phase.timed("cache_seconds"):
             tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
-    step, scored = nnx.cached_partial(mutual_learning_step, models, optimizers), models[0]
+    step, scored = utils.bind(mutual_learning_step, models, optimizers), models[0]
     if len(set(networks)) > 1:
-        step, scored = nnx.cached_partial(online_distillation_step, *models, optimizers), models[1]
+        step, scored = utils.bind(online_distillation_step, *models, optimizers), models[1]
     score = (lambda: evaluate(scored, data.test)[0]) if StudentCNN in networks else None
     for epoch in phase.epochs(models, optimizers, score):
         for batch in utils.batches(labelled, first.batch_size, first.seed, epoch, **tables):

@@ -124,7 +124,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
@@ -209,7 +209,7 @@ def train_on_pairs(name, model, tokens, target, teacher, split, data, test, reci
 
     made_of = utils.digest(tokens[split.index], teacher, *(model if pair else [model]))
     phase = utils.Phase(name, output_dir, recipe, data, made_of=made_of)
-    step, tables = nnx.cached_partial(step, model, optimizer), {"tokens": tokens, "target": target}
+    step, tables = utils.bind(step, model, optimizer), {"tokens": tokens, "target": target}
     for epoch in phase.epochs(
         model, optimizer, lambda: (answer(model, *test).argmax(-1) == data.test.label).mean()
     ):

@@ -171,7 +171,7 @@ def train_dense(name, network, recipe, data, split, config, table=None, regulari
     if table is not None:
         loss, tables, more["teacher"] = teacher_loss, {"teacher_logits": table}, utils.digest(table)
     phase = utils.Phase(name.replace(" ", "_"), config.output_dir, recipe, data, **more)
-    step = nnx.cached_partial(loss_step, model, optimizer)
+    step = utils.bind(loss_step, model, optimizer)
     for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
         rng, seen = np.random.default_rng([recipe.seed, 25, epoch]), split
         if regularised:

@@ -29,7 +29,6 @@ import zlib
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
@@ -224,15 +223,37 @@ def _sharding(*axes):
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
+FEW = 300_000  # parameters: with fewer, sharing out a batch costs a step more than it gains
+
+
+def bind(step, *modules, axis=0):
+    """`nnx.cached_partial(step, *modules)`, on the devices that pay. Networks of many parameters
+    in all are copied to every device, which gets its part of each batch, the first argument of
+    what is returned, along `axis`; those of few stay on one device."""
+    if jax.device_count() == 1 or count_params(modules) < FEW:
+        return nnx.cached_partial(step, *modules)
+    replicate(modules)
+    bound = nnx.cached_partial(step, *modules)
+    return lambda batch, *more, **how: bound(shard(batch, axis), *more, **how)
+
+
 def replicate(modules):
     """Puts a copy of the state of a module, or of a tuple of modules, on every device."""
     nnx.update(modules, jax.device_put(nnx.state(modules), _sharding()))
 
 
-def shard(batch):
-    """Shares arrays out over the devices by their first axis; copies them if it does not divide."""
-    divides = all(len(x) % jax.device_count() == 0 for x in jax.tree.leaves(batch))
-    return jax.device_put(batch, _sharding("batch") if divides else _sharding())
+def shard(batch, axis=0):
+    """Shares arrays out over the devices along an axis; copies them if it does not divide."""
+    divides = all(x.shape[axis] % jax.device_count() == 0 for x in jax.tree.leaves(batch))
+    return jax.device_put(batch, _sharding(*[None] * axis, "batch") if divides else _sharding())
+
+
+def settle(arrays):
+    """On the CPU, waits for what a step returned if its batch was shared out: with several such
+    steps under way XLA's thread pool can deadlock (seen in jaxlib 0.10.2), and gains nothing."""
+    shared = any(len(x.sharding.device_set) > 1 for x in jax.tree.leaves(arrays))
+    if shared and jax.default_backend() == "cpu":
+        jax.block_until_ready(arrays)
 
 
 # %% Data
@@ -451,7 +472,7 @@ def batches(split, batch_size, seed, epoch, **tables):
     for i in tqdm(steps, f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()):
         image, label, index = split.take(order[i : i + batch_size])
         batch = {"image": image / np.float32(255), "label": label, "index": index}
-        yield shard(batch | {name: table[index] for name, table in tables.items()})
+        yield batch | {name: table[index] for name, table in tables.items()}
 
 
 def stacked_batches(splits, batch_size, seeds, epoch, **tables):
@@ -461,7 +482,7 @@ def stacked_batches(splits, batch_size, seeds, epoch, **tables):
         for split, seed in zip(splits, seeds, strict=True)
     ]
     for of_seed in zip(*of_seeds, strict=True):
-        yield jax.tree.map(lambda *arrays: jnp.stack(arrays), *of_seed)
+        yield jax.tree.map(lambda *arrays: np.stack(arrays), *of_seed)
 
 
 # %% Scoring
@@ -475,6 +496,8 @@ def _logits(model, image):
 def predict(model, split, batch_size=256):
     """The logits of every image of a split in inference mode, [N, classes] float32; of a stack of
     models, with leading axes. Raises UserError where they are not finite."""
+    model = nnx.clone(model)
+    replicate(model)
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
     for i in range(0, total, batch_size):
         image = split.image[i : i + batch_size] / np.float32(255)
@@ -545,7 +568,6 @@ class Phase:
         `score()`, unless None, gives the accuracy on `data.test`, about ten times in all. Raises
         UserError when a step's metrics were not finite, or a checkpoint cannot be written.
         """
-        replicate((model, optimizer))
         if self.restore(model=model, optimizer=optimizer):
             before = "Trained before with these settings" if self.finished else "Going on"
             print(f"{before}: epoch {len(self.history)} of {self.folder}", flush=True)
@@ -594,9 +616,8 @@ class Phase:
     def log(self, metrics):
         """Takes the dict of metrics that a step returned: scalars, or arrays of them."""
         self.steps.append(metrics)
-        # On the CPU one step ends before the next begins: with the batch shared out over several
-        # devices, XLA's thread pool can otherwise deadlock (seen in jaxlib 0.10.2), and gains none.
-        if jax.default_backend() == "cpu" or not TIMES:
+        settle(metrics)
+        if not TIMES:
             jax.block_until_ready(metrics)
         TIMES.setdefault("first_step", time.perf_counter() - START)
 
@@ -669,15 +690,16 @@ def _host_state(module):
 
 
 def _update(module, arrays):
-    """Puts what `_host_state` gave back into the module, onto every device."""
+    """Puts what `_host_state` gave back into the module, on the devices that hold it."""
     state = nnx.state(module)
 
     def like(x, array):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(x)) if _is_key(x) else array
+        if _is_key(x):
+            array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(x))
+        return jax.device_put(array, x.sharding)
 
     nnx.replace_by_pure_dict(state, jax.tree.map(like, nnx.to_pure_dict(state), arrays))
     nnx.update(module, state)
-    replicate(module)
 
 
 def _brief(error):

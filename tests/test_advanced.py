@@ -34,18 +34,18 @@ def recipe_of(module, seed=0):
 def train_stack(tuning, parts, change=None, backend="cpu"):
     """The stack after a few steps, and the losses [steps, seeds, cells]. On a CPU the students take
     turns, elsewhere they are vectorised."""
-    step = nnx.jit(tuning.students_step.__wrapped__)
     splits, table = parts
     students = tuning.Students(SEEDS, len(CELLS))
     optimizer = tuning.make_optimizer(students, recipe_of(tuning), 64)
-    utils.replicate((students, optimizer))
+    step = nnx.jit(tuning.students_step.__wrapped__)
+    step = utils.bind(step, students, optimizer, axis=1)
     cells, losses = np.array(CELLS, np.float32), []
     if change is not None:
         cells[change] = (7.0, 0.25)
     for epoch in range(1, STEPS // 2 + 1):
         for batch in utils.stacked_batches(splits, BATCH, SEEDS, epoch, teacher_logits=table):
             with mock.patch("jax.default_backend", return_value=backend):
-                found = step(students, optimizer, batch, *cells.T)
+                found = step(batch, *cells.T)
             losses.append(np.asarray(found["loss"]))
     return students, np.array(losses)
 
@@ -55,7 +55,6 @@ def train_alone(kd, parts, i, cell):
     splits, table = parts
     student = kd.StudentCNN(rngs=nnx.Rngs(SEEDS[i]))
     optimizer = kd.make_optimizer(student, recipe_of(kd), 64)
-    utils.replicate((student, optimizer))
     losses = []
     for epoch in range(1, STEPS // 2 + 1):
         for batch in utils.batches(splits[i], BATCH, SEEDS[i], epoch, teacher_logits=table):

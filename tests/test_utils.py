@@ -213,6 +213,59 @@ def test_shards_give_what_one_device_gives(kd, images):
     np.testing.assert_allclose(student.bn1.mean[...], mean, atol=1e-5)
 
 
+def on_devices(*modules):
+    return {len(x.sharding.device_set) for x in jax.tree.leaves(nnx.state(modules))}
+
+
+def test_bind_shares_out_the_batch_of_large_networks_alone(kd, images):
+    several = jax.device_count()
+    assert several > 1
+    batch = {"image": images.image[:32] / np.float32(255), "label": images.label[:32]}
+    for network, count in ((kd.StudentCNN, 1), (kd.TeacherCNN, several)):
+        model = network(rngs=nnx.Rngs(0))
+        optimizer = kd.make_optimizer(model, kd.Recipe(0, 1, 32, 1e-3, "constant"), 64)
+        step = utils.bind(kd.train_step, model, optimizer)
+        first = float(step(batch)["loss"])
+        assert first != float(step(batch)["loss"])
+        assert on_devices(model, optimizer) == {count}
+    student, frozen = kd.StudentCNN(rngs=nnx.Rngs(0)), kd.TeacherCNN(rngs=nnx.Rngs(1))
+    optimizer = kd.make_optimizer(student, kd.Recipe(0, 1, 32, 1e-3, "constant"), 64)
+    step = utils.bind(kd.train_student_step, student, frozen, optimizer)
+    assert np.isfinite(step(batch, 3.0, 0.5)["loss"])
+    assert on_devices(student, frozen, optimizer) == {several}, "the teacher is in the step"
+
+
+def test_shard(images):
+    several = jax.device_count()
+    for shape, axis, part in (
+        ((8, 3), 0, (8 // several, 3)),
+        ((3, 8), 1, (3, 8 // several)),
+        ((7, 3), 0, (7, 3)),
+    ):
+        parts = utils.shard({"x": np.ones(shape)}, axis)["x"].addressable_shards
+        assert [x.data.shape for x in parts] == [part] * several
+
+
+def test_a_checkpoint_comes_back_to_the_devices_of_its_network(kd, digits, tmp_path):
+    recipe = kd.Recipe(0, 1, 16, 1e-3, "constant")
+    few = digits._replace(train=digits.train.take(slice(16)), test=digits.test.take(slice(16)))
+    kept, _ = kd.train_teacher(few, recipe, tmp_path)
+    kd.train_student_baseline(few, few.train, recipe, tmp_path)
+    again, _ = kd.train_teacher(few, recipe, tmp_path)
+    assert utils.digest(again) == utils.digest(kept)
+    assert on_devices(again) == {jax.device_count()}
+    assert on_devices(kd.train_student_baseline(few, few.train, recipe, tmp_path)[0]) == {1}
+
+
+def test_only_a_shared_batch_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(jax, "block_until_ready", waited.append)
+    utils.settle({"loss": jax.numpy.ones(2)})
+    assert not waited
+    utils.settle({"loss": utils.shard(np.ones(2 * jax.device_count()))})
+    assert len(waited) == 1
+
+
 def test_write_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
     utils.write_whole(path, b"old")

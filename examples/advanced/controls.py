@@ -97,7 +97,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
@@ -186,7 +186,7 @@ def train_control(name, network, recipe, data, split, folder, loss=hard_loss, ta
     if table is not None:
         tables, more = {"teacher_logits": table}, more | {"teacher": utils.digest(table)}
     phase = utils.Phase(name, folder, recipe, data, **more)
-    step = nnx.cached_partial(loss_step, model, optimizer)
+    step = utils.bind(loss_step, model, optimizer)
     for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
         for batch in utils.batches(split, recipe.batch_size, recipe.seed, epoch, **tables):
             phase.log(step(batch, loss, how))

@@ -214,7 +214,7 @@ def train_teacher(data, recipe, output_dir):
     teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
     phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = nnx.cached_partial(train_step, teacher, optimizer)
+    step = utils.bind(train_step, teacher, optimizer)
     for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
         for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
             phase.log(step(batch))
@@ -233,7 +233,7 @@ def train_students(name, teacher, data, labels, seeds, cells, config):
     seen = utils.Split(*map(np.concatenate, zip(*splits, strict=True)))
     tables = {"teacher_logits": utils.predict_by_index(teacher, seen)}
     temperatures, alphas = np.array(cells, np.float32).T
-    step = nnx.cached_partial(students_step, students, optimizer)
+    step = utils.bind(students_step, students, optimizer, axis=1)
     for epoch in phase.epochs(students, optimizer, None):
         for batch in utils.stacked_batches(splits, recipe.batch_size, seeds, epoch, **tables):
             phase.log(step(batch, temperatures, alphas))

@@ -4,16 +4,17 @@ docs/results/breakdown.json.
     python tests/benchmarks/breakdown.py DATA_DIR    # about 20 minutes on 2 CPU cores
 
 *Memory*, *conv* and *jax*: steps with each of our settings of malloc and without, with `fast.conv`
-in some layers or none, and on one device or with `nnx.max_pool`, each in a process of its own, in
-turns. *Parts*: script 15 cold, with a clock around what it calls; by default, with all labels, and
-with --quick, also with JAX's persistent compilation cache, empty and then filled. *Batch size* and
-*images*: steps of both networks at batches of 32 to 1,024, and a student's epochs on 1,000 to
-60,000 images.
+in some layers or none, and on one device, on all or with `nnx.max_pool`, each in a process of its
+own, in turns. *Parts*: script 15 cold, with a clock around what it calls; by default, with all
+labels, and with --quick, also with JAX's persistent compilation cache, empty and then filled.
+*Batch size* and *images*: steps of both networks at batches of 32 to 1,024, and a student's epochs
+on 1,000 to 60,000 images.
 """
 
 import contextlib
 import functools
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -146,13 +147,13 @@ def training(kd, network, batch_size, layers=None):
             built_in = jax.lax.conv_general_dilated
             layer.conv_general_dilated = fast.conv if name in layers else built_in
     optimizer = kd.make_optimizer(model, kd.Recipe(0, 4, batch_size, 1e-3, "onecycle"), 60_000)
-    utils.replicate((model, optimizer))
-    return nnx.cached_partial(kd.train_step, model, optimizer)
+    return utils.bind(kd.train_step, model, optimizer)
 
 
 def epoch(step, split, batch_size):
     for batch in utils.batches(split, batch_size, 0, 1):
-        jax.block_until_ready(step(batch))
+        utils.settle(found := step(batch))  # as `utils.Phase.log` does
+    jax.block_until_ready(found)
 
 
 def growth(kd, data):
@@ -197,16 +198,17 @@ LAYERS = {
 }
 JAX = {
     "as script 15": {},
-    "one device": {"one_device": True},
+    "on one device": {"devices": "one"},
+    "on a device for each core": {"devices": "all"},
     "`nnx.max_pool`": {"built_in_pool": True},
-    "both": {"one_device": True, "built_in_pool": True},
+    "`nnx.max_pool`, on one device": {"devices": "one", "built_in_pool": True},
 }
 
 
-def timed_steps(folder, layers=None, one_device=False, built_in_pool=False):
+def timed_steps(folder, layers=None, devices=None, built_in_pool=False):
     """Prints milliseconds and page faults of a step of each network, as JSON."""
-    if not one_device:
-        utils.use_all_cores()
+    utils.use_all_cores()
+    utils.FEW = {None: utils.FEW, "one": math.inf, "all": 0}[devices]
     kd, data, found = load(SCRIPT), utils.load_data("mnist", folder), {}
     if built_in_pool:
         kd.max_pool = functools.partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))

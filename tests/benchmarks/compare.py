@@ -84,21 +84,21 @@ def ours(folder):
     kd, data = load(SCRIPT), utils.load_data("mnist", folder)
     images = data.train.take(slice(32 * BATCH))
     teacher, student = kd.TeacherCNN(rngs=nnx.Rngs(0)), kd.StudentCNN(rngs=nnx.Rngs(42))
+    recipe = kd.Recipe(0, 4, BATCH, 1e-3, "onecycle")
     frozen, guided = kd.TeacherCNN(rngs=nnx.Rngs(1)), kd.StudentCNN(rngs=nnx.Rngs(42))
     table = {"teacher_logits": np.zeros((32 * BATCH, 10), np.float32)}
 
     def training(step, model, *more, tables=(), how=()):
-        recipe = kd.Recipe(0, 4, BATCH, 1e-3, "onecycle")
         optimizer = kd.make_optimizer(model, recipe, 60_000)
-        utils.replicate((model, optimizer))
-        return one_after_the_other(nnx.cached_partial(step, model, *more, optimizer), tables, how)
+        return one_after_the_other(utils.bind(step, model, *more, optimizer), tables, how)
 
     def one_after_the_other(step, tables=(), how=()):
         def run(count):
             while count > 0:
                 batches = utils.batches(images, BATCH, 0, count, **dict(tables))
                 for batch, _ in zip(batches, range(count), strict=False):
-                    jax.block_until_ready(step(batch, *how))  # as `utils.Phase.log` does
+                    utils.settle(found := step(batch, *how))  # as `utils.Phase.log` does
+                jax.block_until_ready(found)
                 count -= 32
 
         return run
@@ -106,7 +106,6 @@ def ours(folder):
     def inference(count):
         utils.predict(frozen, data.train.take(slice(BATCH * count)), BATCH)
 
-    utils.replicate(frozen)
     distil = functools.partial(training, kd.train_student_step, how=(3.0, 0.5))
     return {
         "student step": training(kd.train_step, student),

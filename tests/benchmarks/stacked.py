@@ -46,9 +46,8 @@ def steps(kd, tuning, data):
     table = np.zeros((LABELS, 10), np.float32)
     single = kd.StudentCNN(rngs=nnx.Rngs(0))
     optimizer = kd.make_optimizer(single, recipe, LABELS)
-    utils.replicate((single, optimizer))
     batch = next(utils.batches(data.train, 128, 0, 1, teacher_logits=table))
-    step = nnx.cached_partial(kd.train_student_step, single, None, optimizer)
+    step = utils.bind(kd.train_student_step, single, None, optimizer)
     todo = {"single": (1, lambda: step(batch, 3.0, 0.5))}
     for seeds, cells, vectorised in (
         *((seeds, cells, False) for seeds, cells in ((1, 1), (1, 4), (4, 4), (4, 8), (4, 16))),
@@ -56,11 +55,10 @@ def steps(kd, tuning, data):
     ):
         stack = tuning.Students(list(range(seeds)), cells)
         optimizer = tuning.make_optimizer(stack, recipe, LABELS)
-        utils.replicate((stack, optimizer))
         splits = [data.train] * seeds
         stacked = next(utils.stacked_batches(splits, 128, range(seeds), 1, teacher_logits=table))
         how = stacked, np.full(cells, 3, np.float32), np.full(cells, 0.5, np.float32)
-        one = nnx.cached_partial(nnx.jit(tuning.students_step.__wrapped__), stack, optimizer)
+        one = utils.bind(nnx.jit(tuning.students_step.__wrapped__), stack, optimizer, axis=1)
         elsewhere = mock.patch("jax.default_backend", return_value="gpu")
         with elsewhere if vectorised else contextlib.nullcontext():
             one(*how)  # compiles, once and for all: the shapes stay
@@ -73,7 +71,8 @@ def steps(kd, tuning, data):
             jax.block_until_ready(run())  # another stack has left its data in the caches
             begun = time.perf_counter()
             for _ in range(repeats):
-                jax.block_until_ready(run())
+                utils.settle(found := run())  # as `utils.Phase.log` does
+            jax.block_until_ready(found)
             if turn:  # the first compiles
                 times[name].append(1e3 * (time.perf_counter() - begun) / count / repeats)
     return {name: round(statistics.median(x), 2) for name, x in times.items()}
@@ -82,7 +81,6 @@ def steps(kd, tuning, data):
 def whole_runs(kd, tuning, data, folder):
     """Seconds of 16 single runs, one after the other, and of one program with all 16."""
     teacher = tuning.TeacherCNN(rngs=nnx.Rngs(0))
-    utils.replicate(teacher)
     config = kd.Config()
     recipe = kd.student_recipe(config, LABELS)
     scored = data._replace(test=random_data(10_000).test)
