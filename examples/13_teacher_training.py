@@ -59,7 +59,7 @@ class TeacherCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 64, (3, 3), conv_general_dilated=conv, rngs=rngs)  # "SAME" padding
         self.bn1 = nnx.BatchNorm(64, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(64, 128, (3, 3), conv_general_dilated=conv, rngs=rngs)
+        self.conv2 = nnx.Conv(64, 128, (3, 3), rngs=rngs)
         self.bn2 = nnx.BatchNorm(128, momentum=0.9, rngs=rngs)
         self.conv3 = nnx.Conv(128, 128, (3, 3), rngs=rngs)
         self.bn3 = nnx.BatchNorm(128, momentum=0.9, rngs=rngs)

@@ -65,7 +65,7 @@ class StudentCNN(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
-        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
+        self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
         self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)

@@ -28,7 +28,8 @@ def parts(digits):
 
 
 def recipe_of(module, seed=0):
-    return module.Recipe(seed, STEPS // 2, BATCH, 1e-2, "onecycle")
+    # At a higher rate Adam makes more of rounding than the tests below bear.
+    return module.Recipe(seed, STEPS // 2, BATCH, 3e-3, "onecycle")
 
 
 def train_stack(tuning, parts, change=None, backend="cpu"):
@@ -77,10 +78,10 @@ def stack(request, tuning, parts):
 def test_each_student_ends_as_it_would_alone(kd, parts, stack, digits, i, j):
     students, losses, _ = stack
     alone, alone_losses = train_alone(kd, parts, i, CELLS[j])
-    np.testing.assert_allclose(losses[:, i, j], alone_losses, rtol=2e-3)
+    np.testing.assert_allclose(losses[:, i, j], alone_losses, rtol=1e-4)
     image = digits.test.image[:40] / np.float32(255)
     together = students(jnp.array(image))[i, j]
-    np.testing.assert_allclose(together, alone(jnp.array(image)), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(together, alone(jnp.array(image)), atol=0.01)
 
 
 def test_students_of_a_seed_share_their_start(kd, tuning):

@@ -6,9 +6,15 @@ import gzip
 import hashlib
 import http.server
 import json
+import os
+import platform
+import subprocess
+import sys
 import threading
 import time
 import types
+from importlib import metadata
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -211,6 +217,47 @@ def test_shards_give_what_one_device_gives(kd, images):
     shared = nnx.jit(lambda model, x: model(x, train=True))(student, utils.shard(image))
     np.testing.assert_allclose(shared, alone, atol=1e-4)
     np.testing.assert_allclose(student.bn1.mean[...], mean, atol=1e-5)
+
+
+def test_xla_is_tuned_where_it_was_measured(monkeypatch):
+    environment = {}
+    monkeypatch.setattr(utils.os, "environ", environment)
+    monkeypatch.setattr(utils.sys, "platform", "linux")
+    monkeypatch.setattr(utils.platform, "machine", lambda: "arm64")
+    utils.tune_xla()
+    monkeypatch.setattr(utils.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.3")
+    utils.tune_xla()
+    assert not environment, "another processor, or a version that may not know the flag"
+    monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.2")
+    utils.tune_xla()
+    assert environment["XLA_FLAGS"] == utils.XLA["0.10.2"]
+    environment["XLA_FLAGS"] = "mine"
+    utils.tune_xla()
+    assert environment["XLA_FLAGS"] == "mine"
+
+
+@pytest.mark.skipif(
+    (metadata.version("jaxlib"), sys.platform, platform.machine()) != ("0.10.2", "linux", "x86_64"),
+    reason="the flag is set only where it was measured",
+)
+def test_xla_takes_the_flag_after_jax_was_imported():
+    """Without the flag YNNPACK takes this convolution, with it XLA's own."""
+    program = """
+import jax, sys, utils
+if sys.argv[1] == "tuned":
+    utils.use_all_cores()
+x, k = jax.numpy.ones((32, 14, 14, 16)), jax.numpy.ones((3, 3, 16, 32))
+conv = jax.jit(lambda x, k: jax.lax.conv_general_dilated(
+    x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+print("ynn" in conv.lower(x, k).compile().as_text())
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment["PYTHONPATH"] = str(Path(utils.__file__).parent)
+    for how, taken in (("tuned", "False"), ("not", "True")):
+        command = [sys.executable, "-c", program, how]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.stdout.strip() == taken, done.stderr
 
 
 def on_devices(*modules):

@@ -4,17 +4,18 @@ docs/results/breakdown.json.
     python tests/benchmarks/breakdown.py DATA_DIR    # about 20 minutes on 2 CPU cores
 
 *Memory*, *conv* and *jax*: steps with each of our settings of malloc and without, with `fast.conv`
-in some layers or none, and on one device, on all or with `nnx.max_pool`, each in a process of its
-own, in turns. *Parts*: script 15 cold, with a clock around what it calls; by default, with all
-labels, and with --quick, also with JAX's persistent compilation cache, empty and then filled.
-*Batch size* and *images*: steps of both networks at batches of 32 to 1,024, and a student's epochs
-on 1,000 to 60,000 images.
+and without, and with XLA's own settings, on one device, on all or with `nnx.max_pool`, each in a
+process of its own, in turns. *Parts*: script 15 cold, with a clock around what it calls; by
+default, with all labels, and with --quick, also with JAX's persistent compilation cache, empty and
+then filled. *Batch size* and *images*: steps of both networks at batches of 32 to 1,024, and a
+student's epochs on 1,000 to 60,000 images.
 """
 
 import contextlib
 import functools
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -27,7 +28,6 @@ BEGUN = time.perf_counter()
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 
-import fast  # noqa: E402
 import jax  # noqa: E402
 import utils  # noqa: E402
 from compare import about, environment  # noqa: E402
@@ -139,13 +139,11 @@ def parts(folder):
     return found
 
 
-def training(kd, network, batch_size, layers=None):
-    """Steps of a network; with layers, only those of them have the gradient of `fast.conv`."""
+def training(kd, network, batch_size, built_in_conv=False):
+    """Steps of a network as script 15 has it, or without `fast.conv`."""
     model = network(rngs=nnx.Rngs(0))
-    for name, layer in vars(model).items() if layers is not None else ():
-        if isinstance(layer, nnx.Conv):
-            built_in = jax.lax.conv_general_dilated
-            layer.conv_general_dilated = fast.conv if name in layers else built_in
+    if built_in_conv:
+        model.conv1.conv_general_dilated = jax.lax.conv_general_dilated
     optimizer = kd.make_optimizer(model, kd.Recipe(0, 4, batch_size, 1e-3, "onecycle"), 60_000)
     return utils.bind(kd.train_step, model, optimizer)
 
@@ -184,36 +182,38 @@ def growth(kd, data):
     return found
 
 
-# What `in_turns` is to compare: settings of malloc, layers with `fast.conv`, and the rest.
+# What `in_turns` is to compare: settings of malloc, the first layer, and the rest.
 MALLOC = {
     "as glibc comes": "",
     "huge pages": utils.MALLOC.partition(":")[0],
     "huge pages, and what is freed is kept": utils.MALLOC,
 }
-LAYERS = {
-    "as built in": [],
-    "`conv` in the first": ["conv1"],
-    "`conv` as in script 15": None,
-    "`conv` in all": ["conv1", "conv2", "conv3"],
-}
+CONV = {"as built in": {"built_in_conv": True}, "`conv`": {}}
 JAX = {
     "as script 15": {},
     "on one device": {"devices": "one"},
     "on a device for each core": {"devices": "all"},
     "`nnx.max_pool`": {"built_in_pool": True},
-    "`nnx.max_pool`, on one device": {"devices": "one", "built_in_pool": True},
+    "XLA's own settings": {"built_in_xla": True},
+    "one device, `nnx.max_pool`, XLA's own settings": {
+        "devices": "one",
+        "built_in_pool": True,
+        "built_in_xla": True,
+    },
 }
 
 
-def timed_steps(folder, layers=None, devices=None, built_in_pool=False):
+def timed_steps(folder, devices=None, built_in_conv=False, built_in_pool=False, built_in_xla=False):
     """Prints milliseconds and page faults of a step of each network, as JSON."""
+    if built_in_xla:
+        os.environ["XLA_FLAGS"] = ""
     utils.use_all_cores()
     utils.FEW = {None: utils.FEW, "one": math.inf, "all": 0}[devices]
     kd, data, found = load(SCRIPT), utils.load_data("mnist", folder), {}
     if built_in_pool:
         kd.max_pool = functools.partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
     for network in (kd.StudentCNN, kd.TeacherCNN):
-        step, few = training(kd, network, 128, layers), data.train.take(slice(16 * 128))
+        step, few = training(kd, network, 128, built_in_conv), data.train.take(slice(16 * 128))
         for _ in range(3):  # the first compiles; memory settles
             epoch(step, few, 128)
         begun, faults = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -243,9 +243,11 @@ def in_turns(folder, cases):
 def main(folder):
     folder = Path(folder).resolve()
     malloc = {name: (setting, {}) for name, setting in MALLOC.items()}
-    layers = {name: (utils.MALLOC, {"layers": those}) for name, those in LAYERS.items()}
-    rest = {name: (utils.MALLOC, how) for name, how in JAX.items()}
-    cases = {"memory": malloc, "conv": layers, "jax": rest}
+    rest = {
+        part: {name: (utils.MALLOC, how) for name, how in those.items()}
+        for part, those in (("conv", CONV), ("jax", JAX))
+    }
+    cases = {"memory": malloc} | rest
     content = {name: in_turns(folder, those) for name, those in cases.items()}
     content["parts"] = parts(folder)
     utils.use_all_cores()

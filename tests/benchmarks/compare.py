@@ -85,7 +85,7 @@ def ours(folder):
     images = data.train.take(slice(32 * BATCH))
     teacher, student = kd.TeacherCNN(rngs=nnx.Rngs(0)), kd.StudentCNN(rngs=nnx.Rngs(42))
     recipe = kd.Recipe(0, 4, BATCH, 1e-3, "onecycle")
-    frozen, guided = kd.TeacherCNN(rngs=nnx.Rngs(1)), kd.StudentCNN(rngs=nnx.Rngs(42))
+    frozen = kd.TeacherCNN(rngs=nnx.Rngs(1))
     table = {"teacher_logits": np.zeros((32 * BATCH, 10), np.float32)}
 
     def training(step, model, *more, tables=(), how=()):
@@ -111,8 +111,10 @@ def ours(folder):
         "student step": training(kd.train_step, student),
         "teacher step": training(kd.train_step, teacher),
         "teacher inference": inference,
-        "distillation step": distil(guided, frozen),
-        "distillation step, cached logits": distil(guided, None, tables=table),
+        "distillation step": distil(kd.StudentCNN(rngs=nnx.Rngs(42)), frozen),
+        "distillation step, cached logits": distil(
+            kd.StudentCNN(rngs=nnx.Rngs(42)), None, tables=table
+        ),
     }
 
 
