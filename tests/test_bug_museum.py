@@ -28,14 +28,13 @@ def check_soft(kd, t):
 
 
 def batch(**more):
-    return utils.shard({"image": IMAGES, "label": LABELS} | more)
+    return {"image": IMAGES, "label": LABELS} | more
 
 
 def pair(kd):
-    """A student, a teacher and an optimizer, on all devices."""
+    """A student, a teacher and an optimizer."""
     student, teacher = kd.StudentCNN(rngs=nnx.Rngs(0)), kd.TeacherCNN(rngs=nnx.Rngs(1))
     optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
-    utils.replicate((student, teacher, optimizer))
     return student, teacher, optimizer
 
 
@@ -74,9 +73,7 @@ def cached_logits_do_not_match_shuffled_images(kd, u):
 def cached_logits_with_augmented_images(kd, u):
     student, teacher, optimizer = pair(kd)
     flipped = np.ascontiguousarray(IMAGES[:, :, ::-1])
-    want = kd.distillation_loss(
-        student(utils.shard(flipped), train=True), teacher(utils.shard(flipped)), LABELS
-    )
+    want = kd.distillation_loss(student(flipped, train=True), teacher(flipped), LABELS)
     metrics = kd.train_student_step(student, teacher, optimizer, batch(image=flipped))
     np.testing.assert_allclose(metrics["soft_loss"], want[2], rtol=1e-3)
 
@@ -129,7 +126,7 @@ def last_partial_test_batch_dropped(kd, u):
     image = RNG.integers(0, 256, (258, 28, 28, 1)).astype(np.uint8)
     logits = u.predict(student, utils.Split(image, np.zeros(258, int), np.arange(258)), 128)
     assert len(logits) == 258
-    last = student(utils.shard(image[256:] / np.float32(255)), train=False)
+    last = student(image[256:] / np.float32(255), train=False)
     np.testing.assert_allclose(logits[256:], last, atol=1e-4)
 
 

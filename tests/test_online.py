@@ -15,13 +15,12 @@ IMAGES = RNG.random((8, 28, 28, 1)).astype(np.float32)
 
 
 def batch(**more):
-    return utils.shard({"image": IMAGES, "label": LABELS} | more)
+    return {"image": IMAGES, "label": LABELS} | more
 
 
 def with_sgd(*models):
-    """The models on all devices, and an optimizer for each that subtracts the gradient."""
+    """The models, and an optimizer for each that subtracts the gradient."""
     optimizers = [nnx.Optimizer(model, optax.sgd(1.0), wrt=nnx.Param) for model in models]
-    utils.replicate((list(models), optimizers))
     return list(models), optimizers
 
 
