@@ -9,7 +9,8 @@ Writes docs/results/compare.json.
 DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, batch 128 from
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
 noisy for all; a ratio is taken within each round. Where a process happens to have its buffers can
-matter, so all are started three times, for a third of the rounds. All have our settings of malloc.
+matter, so all are started three times, for a third of the rounds. All have our settings of malloc;
+XLA's flag of `utils.tune_xla` has ours alone.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
 as --repeats says, an hour each; --add adds them to those of an earlier run. Our scripts set malloc
 themselves; of the others PyTorch with our recipe gets it.
@@ -83,19 +84,17 @@ def ours(folder):
     utils.use_all_cores()
     kd, data = load(SCRIPT), utils.load_data("mnist", folder)
     images = data.train.take(slice(32 * BATCH))
-    teacher, student = kd.TeacherCNN(rngs=nnx.Rngs(0)), kd.StudentCNN(rngs=nnx.Rngs(42))
     recipe = kd.Recipe(0, 4, BATCH, 1e-3, "onecycle")
     frozen = kd.TeacherCNN(rngs=nnx.Rngs(1))
-    table = {"teacher_logits": np.zeros((32 * BATCH, 10), np.float32)}
+    table = np.zeros((32 * BATCH, 10), np.float32)
 
-    def training(step, model, *more, tables=(), how=()):
+    def training(step, model, *more, how=(), **tables):
         optimizer = kd.make_optimizer(model, recipe, 60_000)
-        return one_after_the_other(utils.bind(step, model, *more, optimizer), tables, how)
+        step = utils.bind(step, model, *more, optimizer)
 
-    def one_after_the_other(step, tables=(), how=()):
         def run(count):
             while count > 0:
-                batches = utils.batches(images, BATCH, 0, count, **dict(tables))
+                batches = utils.batches(images, BATCH, 0, count, **tables)
                 for batch, _ in zip(batches, range(count), strict=False):
                     utils.settle(found := step(batch, *how))  # as `utils.Phase.log` does
                 jax.block_until_ready(found)
@@ -106,15 +105,16 @@ def ours(folder):
     def inference(count):
         utils.predict(frozen, data.train.take(slice(BATCH * count)), BATCH)
 
+    def student():  # each case its own: those of one case share its devices
+        return kd.StudentCNN(rngs=nnx.Rngs(42))
+
     distil = functools.partial(training, kd.train_student_step, how=(3.0, 0.5))
     return {
-        "student step": training(kd.train_step, student),
-        "teacher step": training(kd.train_step, teacher),
+        "student step": training(kd.train_step, student()),
+        "teacher step": training(kd.train_step, kd.TeacherCNN(rngs=nnx.Rngs(0))),
         "teacher inference": inference,
-        "distillation step": distil(kd.StudentCNN(rngs=nnx.Rngs(42)), frozen),
-        "distillation step, cached logits": distil(
-            kd.StudentCNN(rngs=nnx.Rngs(42)), None, tables=table
-        ),
+        "distillation step": distil(student(), frozen),
+        "distillation step, cached logits": distil(student(), None, teacher_logits=table),
     }
 
 
