@@ -209,8 +209,10 @@ def tune_malloc():
 
 # YNNPACK, a library in XLA, keeps products of matrices and sums. Convolutions and the rest, which
 # jaxlib 0.10.2 hands to it as well, are faster without. Other versions may not know the name.
-XLA = {"0.10.2": "--xla_cpu_experimental_ynn_fusion_type="}
-XLA["0.10.2"] += "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+XLA = {
+    "0.10.2": "--xla_cpu_experimental_ynn_fusion_type="
+    "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
 
 
 def tune_xla():
@@ -237,13 +239,15 @@ def _sharding(*axes):
     return NamedSharding(mesh, PartitionSpec(*axes))
 
 
-FEW = 300_000  # parameters: with fewer, sharing out a batch costs a step more than it gains
+# Parameters: with fewer, sharing out a batch of 128 over 2 cores costs a step more than it gains.
+FEW = 300_000
 
 
 def bind(step, *modules, axis=0):
-    """`nnx.cached_partial(step, *modules)`, on the devices that pay. Networks of many parameters
-    in all are copied to every device, which gets its part of each batch, the first argument of
-    what is returned, along `axis`; those of few are put on one device."""
+    """`nnx.cached_partial(step, *modules)`, on one device or on all. Modules of many parameters in
+    all are copied to every device, which gets its part of each batch, the first argument of what
+    is returned, along `axis`; those of few are put on one. A step that was bound to one of them
+    before has to be bound anew."""
     if jax.device_count() == 1 or count_params(modules) < FEW:
         nnx.update(modules, jax.device_put(nnx.state(modules), jax.devices()[0]))
         return nnx.cached_partial(step, *modules)
@@ -266,7 +270,8 @@ def shard(batch, axis=0):
 def settle(arrays):
     """On the CPU, waits for what a step returned if its batch was shared out: with several such
     steps under way XLA's thread pool can deadlock (seen in jaxlib 0.10.2), and gains nothing."""
-    shared = any(len(x.sharding.device_set) > 1 for x in jax.tree.leaves(arrays))
+    on_devices = (x for x in jax.tree.leaves(arrays) if isinstance(x, jax.Array))
+    shared = any(len(x.sharding.device_set) > 1 for x in on_devices)
     if shared and jax.default_backend() == "cpu":
         jax.block_until_ready(arrays)
 

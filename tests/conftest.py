@@ -17,9 +17,12 @@ COMPILED = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import jax  # noqa: E402
 import utils  # noqa: E402
 
 utils.use_all_cores()
+# On one core, too, there is something to share a batch out over.
+jax.config.update("jax_num_cpu_devices", max(2, jax.config.jax_num_cpu_devices))
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"

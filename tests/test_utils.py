@@ -222,9 +222,12 @@ def test_shards_give_what_one_device_gives(kd, images):
 def test_xla_is_tuned_where_it_was_measured(monkeypatch):
     environment = {}
     monkeypatch.setattr(utils.os, "environ", environment)
+    monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.2")
+    for system, machine in (("linux", "arm64"), ("darwin", "x86_64")):
+        monkeypatch.setattr(utils.sys, "platform", system)
+        monkeypatch.setattr(utils.platform, "machine", lambda machine=machine: machine)
+        utils.tune_xla()
     monkeypatch.setattr(utils.sys, "platform", "linux")
-    monkeypatch.setattr(utils.platform, "machine", lambda: "arm64")
-    utils.tune_xla()
     monkeypatch.setattr(utils.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.3")
     utils.tune_xla()
@@ -282,7 +285,18 @@ def test_bind_shares_out_the_batch_of_large_networks_alone(kd, images):
     assert on_devices(student, frozen, optimizer) == {several}, "the teacher is in the step"
 
 
-def test_shard(images):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bind_gives_each_device_its_part_of_a_batch(kd, axis):
+    several, shape = jax.device_count(), [4, 6]
+    shape[axis] *= several
+    for network, parts in ((kd.StudentCNN, 1), (kd.TeacherCNN, several)):
+        step = utils.bind(nnx.jit(lambda _, batch: batch), network(rngs=nnx.Rngs(0)), axis=axis)
+        found = step({"image": np.ones(shape, np.float32)})["image"]
+        want = [n // parts if i == axis else n for i, n in enumerate(shape)]
+        assert found.addressable_shards[0].data.shape == tuple(want)
+
+
+def test_shard():
     several = jax.device_count()
     for shape, axis, part in (
         ((8, 3), 0, (8 // several, 3)),
@@ -307,7 +321,7 @@ def test_a_checkpoint_comes_back_to_the_devices_of_its_network(kd, digits, tmp_p
 def test_only_a_shared_batch_is_waited_for(monkeypatch):
     waited = []
     monkeypatch.setattr(jax, "block_until_ready", waited.append)
-    utils.settle({"loss": jax.numpy.ones(2)})
+    utils.settle({"loss": jax.numpy.ones(2), "a number": 0.5})
     assert not waited
     utils.settle({"loss": utils.shard(np.ones(2 * jax.device_count()))})
     assert len(waited) == 1
