@@ -3,13 +3,13 @@ Writes docs/results/compare.json.
 
     python -m pip install -r tests/benchmarks/requirements.txt    # beside the project's own
     python tests/benchmarks/compare.py DATA_DIR                   # both parts
-    python tests/benchmarks/compare.py DATA_DIR --only steps --rounds 15
+    python tests/benchmarks/compare.py DATA_DIR --only steps --rounds 30
     python tests/benchmarks/compare.py DATA_DIR --only jobs --repeats 1 --add
 
 DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, batch 128 from
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
 noisy for all; a ratio is taken within each round. Where a process happens to have its buffers can
-matter, so all are started three times, for a third of the rounds. All have our settings of malloc;
+matter, so all are started five times, for a fifth of the rounds. All have our settings of malloc;
 XLA's flag of `utils.tune_xla` has ours alone.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
 as --repeats says, an hour each; --add adds them to those of an earlier run. Our scripts set malloc
@@ -57,7 +57,7 @@ JOBS = {
     "PyTorch, our recipe, channels-last": [HERE / "pytorch_loop.py", "--cached", "--channels-last"],
     "Keras 3": [HERE / "keras_loop.py"],
 }
-BATCH, SECONDS, STARTS = 128, 0.6, 3  # seconds of a turn, about
+BATCH, SECONDS, STARTS = 128, 0.6, 5  # seconds of a turn, about
 # Multiplications with additions of one image's way forward: outputs × inputs of each of them.
 FORWARD = {
     "student": 26 * 26 * 16 * 9 + 11 * 11 * 32 * 9 * 16 + 800 * 64 + 64 * 10,
@@ -373,7 +373,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("data_dir", type=Path, help="folder with the four MNIST files")
     parser.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
-    parser.add_argument("--rounds", type=int, default=9, help="of the steps, a multiple of 3")
+    parser.add_argument("--rounds", type=int, default=15, help="of the steps, a multiple of 5")
     parser.add_argument("--repeats", type=int, default=3, help="of the jobs")
     parser.add_argument("--add", action="store_true", help="the jobs to those of an earlier run")
     parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
