@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import http.client
 import importlib.metadata
+import importlib.util
 import inspect
 import io
 import json
@@ -159,7 +160,7 @@ def check_flags(config):
 def start(config, share=True):
     """Checks flags, claims the cores (to share out a batch), loads the data and checks the output
     folder. Where a step is all matrix products, which XLA spreads over the cores itself, `share`
-    costs more than it gains."""
+    costs more than it gains, and XLA's flag changes nothing."""
     check_flags(config)
     if share:
         use_all_cores()
@@ -216,9 +217,11 @@ XLA = {
 
 
 def tune_xla():
-    """Sets XLA_FLAGS, unless it is set, before JAX starts: where measured, Linux on x86-64."""
+    """Sets XLA_FLAGS, unless it is set, before JAX starts: where measured, Linux on x86-64, and
+    where no plugin for an accelerator reads it too, which may not know the flag."""
     flags = XLA.get(importlib.metadata.version("jaxlib"))
-    if flags and sys.platform == "linux" and platform.machine() == "x86_64":
+    plugins = any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    if flags and not plugins and (sys.platform, platform.machine()) == ("linux", "x86_64"):
         os.environ.setdefault("XLA_FLAGS", flags)
 
 
@@ -243,17 +246,19 @@ def _sharding(*axes):
 FEW = 300_000
 
 
-def bind(step, *modules, axis=0):
+def bind(step, *modules, axis=None):
     """`nnx.cached_partial(step, *modules)`, on one device or on all. Modules of many parameters in
     all are copied to every device, which gets its part of each batch, the first argument of what
-    is returned, along `axis`; those of few are put on one. A step that was bound to one of them
-    before has to be bound anew."""
-    if jax.device_count() == 1 or count_params(modules) < FEW:
+    is returned, along its first axis; those of few are put on one. With an `axis`, as for a stack
+    of networks, the batch is shared out along that, however few. A step that was bound to one of
+    the modules before has to be bound anew."""
+    small = axis is None and count_params(modules) < FEW
+    if jax.device_count() == 1 or small:
         nnx.update(modules, jax.device_put(nnx.state(modules), jax.devices()[0]))
         return nnx.cached_partial(step, *modules)
     replicate(modules)
     bound = nnx.cached_partial(step, *modules)
-    return lambda batch, *more, **how: bound(shard(batch, axis), *more, **how)
+    return lambda batch, *more, **how: bound(shard(batch, axis or 0), *more, **how)
 
 
 def replicate(modules):
@@ -516,6 +521,7 @@ def _logits(model, image):
 def predict(model, split, batch_size=256):
     """The logits of every image of a split in inference mode, [N, classes] float32; of a stack of
     models, with leading axes. Raises UserError where they are not finite."""
+    # On all devices, and none waits for another: no sum goes over them, so nothing can deadlock.
     model = nnx.clone(model)
     replicate(model)
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)

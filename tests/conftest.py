@@ -12,6 +12,8 @@ import pytest
 
 # `utils.run` would start Python anew for this; in a test it must not.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+# What is tested is the same everywhere, also beside a GPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests run the same programs in processes of their own: each is compiled once.
 COMPILED = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import jax
@@ -223,6 +223,7 @@ def test_xla_is_tuned_where_it_was_measured(monkeypatch):
     environment = {}
     monkeypatch.setattr(utils.os, "environ", environment)
     monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.2")
+    monkeypatch.setattr(utils.importlib.util, "find_spec", lambda _: None)
     for system, machine in (("linux", "arm64"), ("darwin", "x86_64")):
         monkeypatch.setattr(utils.sys, "platform", system)
         monkeypatch.setattr(utils.platform, "machine", lambda machine=machine: machine)
@@ -231,8 +232,12 @@ def test_xla_is_tuned_where_it_was_measured(monkeypatch):
     monkeypatch.setattr(utils.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.3")
     utils.tune_xla()
-    assert not environment, "another processor, or a version that may not know the flag"
     monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.2")
+    for plugin in ("jax_plugins", "libtpu"):
+        monkeypatch.setattr(utils.importlib.util, "find_spec", plugin.__eq__)
+        utils.tune_xla()
+    assert not environment, "a processor, version or plugin that may not know the flag"
+    monkeypatch.setattr(utils.importlib.util, "find_spec", lambda _: None)
     utils.tune_xla()
     assert environment["XLA_FLAGS"] == utils.XLA["0.10.2"]
     environment["XLA_FLAGS"] = "mine"
@@ -241,7 +246,8 @@ def test_xla_is_tuned_where_it_was_measured(monkeypatch):
 
 
 @pytest.mark.skipif(
-    (metadata.version("jaxlib"), sys.platform, platform.machine()) != ("0.10.2", "linux", "x86_64"),
+    (metadata.version("jaxlib"), sys.platform, platform.machine()) != ("0.10.2", "linux", "x86_64")
+    or any(map(util.find_spec, ("jax_plugins", "libtpu"))),
     reason="the flag is set only where it was measured",
 )
 def test_xla_takes_the_flag_after_jax_was_imported():
@@ -285,14 +291,15 @@ def test_bind_shares_out_the_batch_of_large_networks_alone(kd, images):
     assert on_devices(student, frozen, optimizer) == {several}, "the teacher is in the step"
 
 
-@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("axis", [None, 0, 1])
 def test_bind_gives_each_device_its_part_of_a_batch(kd, axis):
     several, shape = jax.device_count(), [4, 6]
-    shape[axis] *= several
-    for network, parts in ((kd.StudentCNN, 1), (kd.TeacherCNN, several)):
+    shape[axis or 0] *= several
+    small = 1 if axis is None else several
+    for network, parts in ((kd.StudentCNN, small), (kd.TeacherCNN, several)):
         step = utils.bind(nnx.jit(lambda _, batch: batch), network(rngs=nnx.Rngs(0)), axis=axis)
         found = step({"image": np.ones(shape, np.float32)})["image"]
-        want = [n // parts if i == axis else n for i, n in enumerate(shape)]
+        want = [n // parts if i == (axis or 0) else n for i, n in enumerate(shape)]
         assert found.addressable_shards[0].data.shape == tuple(want)
 
 
