@@ -340,21 +340,24 @@ def table_in_turns(what):
     return markdown(header, rows) + f"\n\n{note}"
 
 
-def table_stacked():
-    """A step of many students in one program against one of script 15's, and whole runs of 16."""
+def table_stacked(what):
+    """A step of many students in one program against one of script 15's, or whole runs of 16."""
     stacked = read("stacked")
-    steps, runs = stacked["step_milliseconds_per_student"], stacked["run_seconds_of_16"]
-    rows = [
-        [f"step, {name}", f"{x:.1f} ms", f"{x / steps['single']:.2f}"] for name, x in steps.items()
-    ]
+    if what == "steps":
+        steps = stacked["step_milliseconds_per_student"]
+        header = ["", "ms a student's step", "÷ single"]
+        rows = [[name, f"{x:.1f}", f"{x / steps['single']:.2f}"] for name, x in steps.items()]
+        return markdown(header, rows) + f"\n\n{timed(stacked)}."
+    runs, rows = stacked["run_seconds_of_16"], []
+    header = ["", *runs["single"], "÷ single"]
     for name, title in (
         ("single", "16 single runs, scored on one image"),
         ("single_scored", "16 single runs, scored as script 15 does"),
         ("stack", "one run of 16 students, never scored"),
     ):
-        rows.append([title, f"{runs[name]:.0f} s", f"{runs[name] / runs['single']:.2f}"])
-    header = ["", "a student's step; all 16", "÷ single"]
-    return markdown(header, rows) + f"\n\n{timed(stacked)}."
+        seconds = [f"{runs[name].get(part, 0):.1f}" for part in runs["single"]]
+        rows.append([title, *seconds, f"{runs[name]['whole'] / runs['single']['whole']:.2f}"])
+    return markdown(header, rows) + f"\n\nSeconds. {timed(stacked)}."
 
 
 def table_variant(name):

@@ -4,8 +4,9 @@ process. Writes docs/results/stacked.json.
     python tests/benchmarks/stacked.py    # about 10 minutes on 2 CPU cores
 
 The step alone on random images, for stacks of 1 to 64, in turns; and whole runs of 16 students on
-1,000 images, with batches and checkpoints. The single runs are timed twice: as script 15 has them,
-scored ten times on 10,000 images, and without scoring, as the stack has it.
+1,000 images, with batches and checkpoints, and a clock around what they call. The single runs are
+timed twice: as script 15 has them, scored ten times on 10,000 images, and without scoring, as the
+stack has it.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import utils  # noqa: E402
+from breakdown import Clock  # noqa: E402
 from compare import about  # noqa: E402
 from flax import nnx  # noqa: E402
 from measure import load  # noqa: E402
@@ -39,16 +41,28 @@ def random_data(images):
     return utils.Data("random", "drawn", split, split, "test")
 
 
+def alone(kd, recipe, batch, device):
+    """The step of script 15's student on a device."""
+    student = kd.StudentCNN(rngs=nnx.Rngs(0))
+    modules = student, None, kd.make_optimizer(student, recipe, LABELS)
+    nnx.update(modules, jax.device_put(nnx.state(modules), device))
+    step = nnx.cached_partial(kd.train_student_step, *modules)
+    return lambda: step(jax.device_put(batch, device), 3.0, 0.5)
+
+
 def steps(kd, tuning, data):
-    """Median milliseconds a step and student, of one alone and of stacks, all in turns. Those of
-    a stack take turns as well, as on a CPU they do; one stack is vectorised, as elsewhere."""
+    """Median milliseconds a step and student, of one alone, of one on each device at a time and of
+    stacks, all in turns. Those of a stack take turns as well, as on a CPU they do; one stack is
+    vectorised, as elsewhere."""
     recipe = kd.Recipe(0, 60, 128, 1e-3, "onecycle")
     table = np.zeros((LABELS, 10), np.float32)
-    single = kd.StudentCNN(rngs=nnx.Rngs(0))
-    optimizer = kd.make_optimizer(single, recipe, LABELS)
     batch = next(utils.batches(data.train, 128, 0, 1, teacher_logits=table))
-    step = utils.bind(kd.train_student_step, single, None, optimizer)
-    todo = {"single": (1, lambda: step(batch, 3.0, 0.5))}
+    first, *others = [alone(kd, recipe, batch, device) for device in jax.devices()]
+    todo = {"single": (1, first)}
+    if others:
+        several = [first, *others]
+        name = f"{len(several)} singles at a time, a device each"
+        todo[name] = (len(several), lambda: [step() for step in several])
     for seeds, cells, vectorised in (
         *((seeds, cells, False) for seeds, cells in ((1, 1), (1, 4), (4, 4), (4, 8), (4, 16))),
         (4, 4, True),
@@ -79,24 +93,37 @@ def steps(kd, tuning, data):
 
 
 def whole_runs(kd, tuning, data, folder):
-    """Seconds of 16 single runs, one after the other, and of one program with all 16."""
+    """Seconds of each part of 16 single runs, one after the other, and of one program with all
+    16."""
     teacher = tuning.TeacherCNN(rngs=nnx.Rngs(0))
     config = kd.Config()
     recipe = kd.student_recipe(config, LABELS)
     scored = data._replace(test=random_data(10_000).test)
     hardly = data._replace(test=data.test.take(slice(1)))
-    found = {}
+    clock, found = Clock(), {}
+    jax.monitoring.register_event_duration_secs_listener(clock.compiled)
+    clock.around(utils, "predict", "inference")
+    for name in ("_save", "restore"):
+        clock.around(utils.Phase, name, "checkpoints")
+
+    @contextlib.contextmanager
+    def timed(name):
+        clock.seconds = {}
+        with clock.part("steps and batches"):
+            yield
+        found[name] = {part: round(seconds, 1) for part, seconds in clock.seconds.items()}
+        found[name]["whole"] = round(sum(clock.seconds.values()), 1)
+
     for name, own in (("single_scored", scored), ("single", hardly)):
-        begun = time.perf_counter()
-        for seed in SEEDS:
-            for temperature, alpha in CELLS:
-                how = recipe._replace(seed=seed), f"{folder}/{name}", temperature, alpha
-                kd.train_student_with_distillation(teacher, own, data.train, *how)
-        found[name] = round(time.perf_counter() - begun, 1)
+        with timed(name):
+            for seed in SEEDS:
+                for temperature, alpha in CELLS:
+                    how = recipe._replace(seed=seed), f"{folder}/{name}", temperature, alpha
+                    kd.train_student_with_distillation(teacher, own, data.train, *how)
     config = tuning.Config(output_dir=folder)
-    begun = time.perf_counter()
-    tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
-    return found | {"stack": round(time.perf_counter() - begun, 1)}
+    with timed("stack"):
+        tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
+    return found
 
 
 def main():
@@ -110,6 +137,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         whole = whole_runs(kd, tuning, data, folder)
     print("seconds of 16 students:", whole)
+    seconds = {name: parts["whole"] for name, parts in whole.items()}
     result = {
         "step_milliseconds_per_student": found,
         "step_ratio_16": round(found["stack of 16"] / found["single"], 3),
@@ -117,8 +145,8 @@ def main():
             found["stack of 16, vectorised"] / found["stack of 16"], 3
         ),
         "run_seconds_of_16": whole,
-        "run_ratio_16": round(whole["stack"] / whole["single"], 3),
-        "run_ratio_16_scored": round(whole["stack"] / whole["single_scored"], 3),
+        "run_ratio_16": round(seconds["stack"] / seconds["single"], 3),
+        "run_ratio_16_scored": round(seconds["stack"] / seconds["single_scored"], 3),
     }
     result |= about("python tests/benchmarks/stacked.py")
     text = json.dumps(result, indent=1) + "\n"
