@@ -247,18 +247,23 @@ FEW = 300_000
 
 
 def bind(step, *modules, axis=None):
-    """`nnx.cached_partial(step, *modules)`, on one device or on all. Modules of many parameters in
-    all are copied to every device, which gets its part of each batch, the first argument of what
-    is returned, along its first axis; those of few are put on one. With an `axis`, as for a stack
-    of networks, the batch is shared out along that, however few. A step that was bound to one of
-    the modules before has to be bound anew."""
-    small = axis is None and count_params(modules) < FEW
+    """`nnx.cached_partial(step, *modules)`, on one device or on all. If the first module, which
+    learns, has many parameters, all modules are copied to every device, which gets its part of each
+    batch, the first argument of what is returned; otherwise all are put on one. With an `axis`, as
+    for a stack of networks, the batch is shared out along that in any case. A step that was bound
+    to one of the modules before has to be bound anew."""
+    small = axis is None and count_params(modules[0]) < FEW
     if jax.device_count() == 1 or small:
-        nnx.update(modules, jax.device_put(nnx.state(modules), jax.devices()[0]))
-        return nnx.cached_partial(step, *modules)
+        return nnx.cached_partial(step, *_on_one_device(modules))
     replicate(modules)
     bound = nnx.cached_partial(step, *modules)
     return lambda batch, *more, **how: bound(shard(batch, axis or 0), *more, **how)
+
+
+def _on_one_device(modules):
+    """Puts a module, or a tuple of them, on the first device; returns them."""
+    nnx.update(modules, jax.device_put(nnx.state(modules), jax.devices()[0]))
+    return modules
 
 
 def replicate(modules):
@@ -521,15 +526,13 @@ def _logits(model, image):
 def predict(model, split, batch_size=256):
     """The logits of every image of a split in inference mode, [N, classes] float32; of a stack of
     models, with leading axes. Raises UserError where they are not finite."""
-    # On all devices, and none waits for another: no sum goes over them, so nothing can deadlock.
-    model = nnx.clone(model)
-    replicate(model)
+    model = _on_one_device(nnx.clone(model))  # whose inference XLA spreads over the cores
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
     for i in range(0, total, batch_size):
         image = split.image[i : i + batch_size] / np.float32(255)
         # The last batch is filled up: another shape would be compiled anew.
         filled = np.pad(image, [(0, batch_size - len(image))] + [(0, 0)] * (image.ndim - 1))
-        parts.append(forward(shard(filled)))
+        parts.append(forward(filled))
     logits = np.concatenate(jax.device_get(parts), axis=-2)[..., :total, :]
     hint = "the network trained last has gone astray; try a lower learning rate"
     require(np.isfinite(logits).all(), f"the logits are not finite: {hint}")
