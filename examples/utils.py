@@ -227,7 +227,8 @@ def tune_xla():
 
 def use_all_cores():
     """Makes each CPU core a JAX device (a power of two, at most 8), to share out a batch: XLA runs
-    most CPU work but matrix products on one thread a device. GPUs are used as they are."""
+    most CPU work but convolutions and matrix products on one thread a device. GPUs are used as they
+    are."""
     tune_xla()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:

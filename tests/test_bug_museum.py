@@ -147,7 +147,28 @@ def statistics_counted_as_parameters(kd, u):
 # check: (file, what stands there, the bug)
 SCRIPT, UTILS = "15_knowledge_distillation.py", "utils.py"
 KL = "optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()"
+
+
+def gradient_of_the_maximum_lost_in_jit(kd, u):
+    for network in (kd.StudentCNN, kd.TeacherCNN):
+        found = []
+        for transform in (nnx.jit, lambda function: function):
+            model = network(rngs=nnx.Rngs(0))
+            gradient = transform(nnx.grad(lambda model: (model(IMAGES, train=True) ** 2).mean()))
+            found.append(nnx.to_pure_dict(nnx.state(gradient(model))))
+        for name in ("conv1", "conv2", "dense1"):
+            jitted, eager = (x[name]["kernel"] for x in found)
+            error = np.linalg.norm(jitted - eager) / np.linalg.norm(eager)
+            assert error < 0.02, (network.__name__, name)
+
+
 MUSEUM = {
+    gradient_of_the_maximum_lost_in_jit: (
+        SCRIPT,
+        "    x = jax.lax.select(",
+        "    x = x[:, :h, :w].reshape(len(x), h // 2, 2, w // 2, 2, -1)\n"
+        "    return x.max(axis=(2, 4))\n    x = jax.lax.select(",
+    ),
     t_squared_missing: (SCRIPT, "temperature**2 * optax", "optax"),
     teacher_and_student_swapped: (
         SCRIPT,
