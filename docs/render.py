@@ -265,8 +265,8 @@ def table_jobs():
         nets = ("teacher", "distilled", "baseline")
         reached = (np.mean([run[net] for run in job["accuracy"]]) for net in nets)
         rows.append([*row, *map(percent, reached)])
-    header = ["run", "seconds", "ours takes, × its time", "peak memory", *nets]
-    note = f"{how_compared('jobs')}. Each always has the same seeds."
+    header = ["run", "seconds", "ours ÷ this", "peak memory", *nets]
+    note = f"{how_compared('jobs')}. The seeds are fixed."
     return markdown(header, rows) + f"\n\n{note}"
 
 
@@ -279,8 +279,8 @@ def table_steps():
                 ratio = steps["ratios"].get(f"{case} ÷ {peer}")
                 ratio = with_range(ratio, 2) if ratio else ""
                 rows.append([case, peer, spread(times, 1), ratio])
-    note = f"{how_compared('steps')}. Batch 128."
-    header = ["", "", "milliseconds", "ours takes, × its time"]
+    note = f"{how_compared('steps')}, also of the quotients within a round. Batch 128."
+    header = ["", "", "milliseconds", "ours ÷ this"]
     return markdown(header, rows) + f"\n\n{note}"
 
 
@@ -291,7 +291,7 @@ def table_machine():
         if isinstance(found, dict):
             rows.append([case, f"{found['gflops']:.0f}", f"{100 * found['share']:.0f} %"])
     rows.append(["matrix product, 2,048 × 2,048", f"{machine['peak_gflops']:.0f}", "100 %"])
-    header = ["", "GFLOP/s", "of the matrix product's"]
+    header = ["", "GFLOP/s", "share of the matrix product's"]
     bandwidth, megabytes = machine["bandwidth_gb_per_second"], 128 * 28 * 28 * 64 * 4 / 1e6
     note = f"A copy in memory moves {bandwidth:.0f} GB/s, read and written together: to read and "
     note += f"write the {megabytes:.0f} MB that the teacher's first layer makes of a batch takes "
@@ -322,7 +322,8 @@ def table_growth(what):
             images = int(size) // 128 * 128 if what == "images" else int(size)  # full batches alone
             an_image = f"{microseconds * three[0] / images:.0f} µs"
             rows.append([network, f"{int(size):,}", with_range(three, 2), an_image])
-    return markdown(["", head, unit, "an image"], rows) + f"\n\n{timed(found)}."
+    note = f"{timed(found)}: medians of several rounds in turns, with the least and the greatest."
+    return markdown(["", head, unit, "an image"], rows) + f"\n\n{note}"
 
 
 def table_in_turns(what):
@@ -347,7 +348,7 @@ def table_stacked(what):
         steps = stacked["step_milliseconds_per_student"]
         header = ["", "ms a student's step", "÷ single"]
         rows = [[name, f"{x:.1f}", f"{x / steps['single']:.2f}"] for name, x in steps.items()]
-        return markdown(header, rows) + f"\n\n{timed(stacked)}."
+        return markdown(header, rows) + f"\n\n{timed(stacked)}: medians of rounds in turns."
     runs, rows = stacked["run_seconds_of_16"], []
     header = ["", *runs["single"], "÷ single"]
     for name, title in (
@@ -357,7 +358,9 @@ def table_stacked(what):
     ):
         seconds = [f"{runs[name].get(part, 0):.1f}" for part in runs["single"]]
         rows.append([title, *seconds, f"{runs[name]['whole'] / runs['single']['whole']:.2f}"])
-    return markdown(header, rows) + f"\n\nSeconds. {timed(stacked)}."
+    turns = stacked.get("turns", 1)
+    note = f"medians of {turns}, in turns" if turns > 1 else "one run of each"
+    return markdown(header, rows) + f"\n\nSeconds. {timed(stacked)}: {note}."
 
 
 def table_variant(name):
