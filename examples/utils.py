@@ -255,21 +255,22 @@ def bind(step, *modules, axis=None):
     to one of the modules before has to be bound anew."""
     small = axis is None and count_params(modules[0]) < FEW
     if jax.device_count() == 1 or small:
-        return nnx.cached_partial(step, *_on_one_device(modules))
+        return nnx.cached_partial(step, *put(modules, jax.devices()[0]))
     replicate(modules)
     bound = nnx.cached_partial(step, *modules)
     return lambda batch, *more, **how: bound(shard(batch, axis or 0), *more, **how)
 
 
-def _on_one_device(modules):
-    """Puts a module, or a tuple of them, on the first device; returns them."""
-    nnx.update(modules, jax.device_put(nnx.state(modules), jax.devices()[0]))
+def put(modules, where):
+    """Puts the state of a module, or of a tuple of modules, on a device or, by a sharding, on
+    several; returns what it was given."""
+    nnx.update(modules, jax.device_put(nnx.state(modules), where))
     return modules
 
 
 def replicate(modules):
     """Puts a copy of the state of a module, or of a tuple of modules, on every device."""
-    nnx.update(modules, jax.device_put(nnx.state(modules), _sharding()))
+    put(modules, _sharding())
 
 
 def shard(batch, axis=0):
@@ -527,7 +528,7 @@ def _logits(model, image):
 def predict(model, split, batch_size=256):
     """The logits of every image of a split in inference mode, [N, classes] float32; of a stack of
     models, with leading axes. Raises UserError where they are not finite."""
-    model = _on_one_device(nnx.clone(model))  # whose inference XLA spreads over the cores
+    model = put(nnx.clone(model), jax.devices()[0])  # whose inference XLA spreads over the cores
     forward, parts, total = nnx.cached_partial(_logits, model), [], len(split.label)
     for i in range(0, total, batch_size):
         image = split.image[i : i + batch_size] / np.float32(255)

@@ -10,7 +10,7 @@ DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, b
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
 noisy for all; a ratio is taken within each round. Where a process happens to have its buffers can
 matter, so all are started five times, for a fifth of the rounds. All have our settings of malloc;
-XLA's flag of `utils.tune_xla` has ours alone.
+only ours has XLA's flag of `utils.tune_xla`.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
 as --repeats says, an hour each; --add adds them to those of an earlier run. Our scripts set malloc
 themselves; of the others PyTorch with our recipe gets it.

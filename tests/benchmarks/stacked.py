@@ -45,8 +45,7 @@ def alone(kd, recipe, batch, device):
     """The step of script 15's student on a device."""
     student = kd.StudentCNN(rngs=nnx.Rngs(0))
     modules = student, None, kd.make_optimizer(student, recipe, LABELS)
-    nnx.update(modules, jax.device_put(nnx.state(modules), device))
-    step = nnx.cached_partial(kd.train_student_step, *modules)
+    step = nnx.cached_partial(kd.train_student_step, *utils.put(modules, device))
     return lambda: step(jax.device_put(batch, device), 3.0, 0.5)
 
 
