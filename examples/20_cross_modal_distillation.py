@@ -148,7 +148,7 @@ class TextNet(nnx.Module):
     def __call__(self, tokens, train=False):
         x = self.embed(tokens) * (tokens > 1)[..., None]  # padding and unknown words say nothing
         x = jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], -1)  # windows of three words
-        x = nnx.relu(self.window(x)).max(1)
+        x = nnx.max_pool(nnx.relu(self.window(x)), (x.shape[1],))[:, 0]
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
