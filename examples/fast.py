@@ -52,6 +52,6 @@ def shifted_sum(images, kernel, padding):
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(images.shape[1:3], (rows, columns), (1, 1), padding)
     images = lax.pad(images, jnp.float32(0), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
-    h, w = images.shape[1] - rows + 1, images.shape[2] - columns + 1
+    h, w = max(0, images.shape[1] - rows + 1), max(0, images.shape[2] - columns + 1)
     places = itertools.product(range(rows), range(columns))
     return sum(images[:, i : i + h, j : j + w] * kernel[i, j, 0] for i, j in places)

@@ -64,6 +64,14 @@ def test_conv(shape, options, kernel):
     same(make(conv_general_dilated=conv, rngs=nnx.Rngs(0)), make(rngs=nnx.Rngs(0)), draw(*shape))
 
 
+def test_conv_of_images_smaller_than_the_kernel():
+    kernel = draw(5, 5, 1, 6)
+    step = jax.value_and_grad(lambda kernel: conv_of(kernel, draw(2, 3, 3, 1), "VALID").sum())
+    value, gradient = step(kernel)
+    assert value == 0
+    assert not gradient.any()
+
+
 def layers(channels, **options):
     own = {"conv_general_dilated": conv}, {}
     return [nnx.Conv(channels, 6, (3, 3), rngs=nnx.Rngs(0), **options, **each) for each in own]
@@ -84,9 +92,9 @@ def test_conv_of_a_shared_batch():
     assert "all-to-all" not in program
 
 
-def conv_of(kernel, x):
+def conv_of(kernel, x, padding="SAME"):
     numbers = ("NHWC", "HWIO", "NHWC")
-    return conv(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    return conv(x, kernel, (1, 1), padding, dimension_numbers=numbers)
 
 
 def convolutions(channels, dtype="float32"):
