@@ -1,9 +1,15 @@
 """What the benchmarks count on: the same networks, the work counted right, a clock that adds up."""
 
+import gzip
+import json
+import os
+import subprocess
+import sys
 import time
 
 import breakdown
 import compare
+import idx
 import jax.numpy as jnp
 import plain_loop
 import pytest
@@ -63,3 +69,53 @@ def test_parts_add_up_to_the_whole(monkeypatch):
             clock.compiled("/jax/some/other/event", 5)
         now[0] += 3
     assert clock.seconds == {"compilation": 4, "training": 7, "run": 4}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Four files that gzip can read, but that are no MNIST."""
+    for name in ("train", "t10k"):
+        for kind in ("images-idx3", "labels-idx1"):
+            (tmp_path / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(b"not MNIST" * 9))
+    return tmp_path
+
+
+def test_a_folder_without_mnist_is_refused_in_one_line(folder, capsys):
+    (folder / "t10k-labels-idx1-ubyte.gz").rename(folder / "elsewhere")
+    with pytest.raises(SystemExit):
+        idx.parser("text").parse_args([str(folder)])
+    assert "must hold t10k-labels-idx1-ubyte.gz" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_files_that_are_not_mnist_are_refused_in_one_line(folder, capsys):
+    with pytest.raises(SystemExit, match=r"the MNIST files of train cannot be read \("):
+        idx.read(folder, "train")
+    with pytest.raises(SystemExit):
+        compare.check_data(idx.parser("text"), folder)
+    assert "train-images-idx3-ubyte" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_jobs_are_added_to_those_of_the_same_code(monkeypatch, tmp_path):
+    result, runs = tmp_path / "compare.json", {name: {} for name in compare.JOBS}
+    monkeypatch.setattr(compare, "RESULT", result)
+    monkeypatch.setattr(compare, "PACKAGES", ())  # not installed for the tests
+    assert compare.earlier_jobs() is None
+    content = compare.about("", ()) | {"runs": runs, "code": compare.code()}
+    result.write_text(json.dumps({"jobs": content}))
+    assert compare.earlier_jobs() == runs
+    result.write_text(json.dumps({"jobs": content | {"code": "other"}}))
+    assert compare.earlier_jobs() is None
+
+
+def test_a_stopped_job_ends_what_it_ran(tmp_path):
+    """Killed, compare.py takes the process along whose time it takes."""
+    job = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+    script = f"compare.measure(['-c', {job!r}], {str(tmp_path)!r}, None)"
+    command = [sys.executable, "-c", f"import common, compare; common.run(lambda: {script})"]
+    env = {"PYTHONPATH": str(compare.HERE)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as benchmark:
+        pid = int(benchmark.stderr.readline())
+        benchmark.terminate()
+        assert benchmark.wait(30) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)

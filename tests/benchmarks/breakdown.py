@@ -11,6 +11,7 @@ then filled. *Batch size* and *images*: steps of both networks at batches of 32 
 student's epochs on 1,000 to 60,000 images.
 """
 
+import argparse
 import contextlib
 import functools
 import json
@@ -22,19 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 BEGUN = time.perf_counter()
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 
+import common  # noqa: E402
 import jax  # noqa: E402
 import utils  # noqa: E402
-from compare import about, environment  # noqa: E402
 from flax import nnx  # noqa: E402
+from idx import parser  # noqa: E402
 from measure import load  # noqa: E402
 
-SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
+SCRIPT = common.ROOT / "examples" / "15_knowledge_distillation.py"
 BATCHES, IMAGES, ROUNDS = (32, 64, 128, 256, 512, 1024), (1000, 5000, 20_000, 60_000), 7
 TURNS = 3
 
@@ -85,8 +84,15 @@ class Clock:
         self.add("compilation", max(0.0, seconds - within))
 
 
-def timed_job(*flags):
-    """Script 15's main with a clock in it. Prints the seconds of its parts as JSON, last."""
+def ask(task, folder, env, cwd=None, **how):
+    """What one of the TASKS returns in a process of its own."""
+    command = [sys.executable, __file__, str(folder), "--task", json.dumps([task, how])]
+    done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def timed_job(folder, flags):
+    """Script 15's main with a clock in it: the seconds of its parts."""
     clock, kd = Clock(), load(SCRIPT)
     clock.seconds["imports"] = time.perf_counter() - BEGUN
     jax.monitoring.register_event_duration_secs_listener(clock.compiled)
@@ -103,8 +109,8 @@ def timed_job(*flags):
     ):
         clock.around(kd, name, title)
     with clock.part("the rest"):
-        kd.main(utils.parse(kd.Config, flags))
-    print(json.dumps(clock.seconds))
+        kd.main(utils.parse(kd.Config, ["--data-dir", str(folder), *flags]))
+    return clock.seconds
 
 
 def parts(folder):
@@ -120,19 +126,10 @@ def parts(folder):
             ("quick, compilation cache empty", ["--quick"], cache),
             ("quick, compilation cache filled", ["--quick"], cache),
         ):
-            command = [sys.executable, __file__, "--job", "--data-dir", str(folder), *flags]
-            command += ["--output-dir", f"{cwd}/{len(found)}/run"]
-            begun = time.perf_counter()
-            done = subprocess.run(
-                command,
-                cwd=cwd,
-                env=environment(True) | more,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
+            env, begun = common.environment(True) | more, time.perf_counter()
+            own = [*flags, "--output-dir", f"{cwd}/{len(found)}/run"]
+            seconds = ask("timed_job", folder, env, cwd, flags=own)
             whole = time.perf_counter() - begun
-            seconds = json.loads(done.stdout.splitlines()[-1])
             seconds["start and end of Python"] = whole - sum(seconds.values())
             found[name] = {k: round(v, 2) for k, v in seconds.items()} | {"whole": round(whole, 2)}
             print(name, found[name], flush=True)
@@ -154,9 +151,11 @@ def epoch(step, split, batch_size):
     jax.block_until_ready(found)
 
 
-def growth(kd, data):
+def growth(folder):
     """Milliseconds of a step by batch size, and seconds of a student's epoch by images: medians
     over rounds in which all take turns, with the least and the greatest."""
+    utils.use_all_cores()
+    kd, data = load(SCRIPT), utils.load_data("mnist", folder)
     found, todo = {}, {}
     for size in BATCHES:
         for network in (kd.StudentCNN, kd.TeacherCNN):
@@ -170,12 +169,12 @@ def growth(kd, data):
         todo["images", "StudentCNN", count] = functools.partial(epoch, step, few, 128), 1
     times = {key: [] for key in todo}
     for turn in range(ROUNDS + 1):
-        for key, (run, unit) in todo.items():
+        for key, (train, unit) in common.shuffled(todo.items(), turn):
             begun = time.perf_counter()
-            run()
+            train()
             if turn:  # the first compiles
                 times[key].append(unit * (time.perf_counter() - begun))
-        print(f"round {turn} of {ROUNDS}", flush=True)
+        print(f"round {turn} of {ROUNDS}", file=sys.stderr, flush=True)
     for (what, network, size), seconds in times.items():
         three = statistics.median(seconds), min(seconds), max(seconds)
         found.setdefault(what, {}).setdefault(network, {})[size] = [round(x, 3) for x in three]
@@ -204,7 +203,7 @@ JAX = {
 
 
 def timed_steps(folder, devices=None, built_in_conv=False, built_in_pool=False, built_in_xla=False):
-    """Prints milliseconds and page faults of a step of each network, as JSON."""
+    """Milliseconds and page faults of a step of each network."""
     if built_in_xla:
         os.environ["XLA_FLAGS"] = ""
     utils.use_all_cores()
@@ -222,7 +221,10 @@ def timed_steps(folder, devices=None, built_in_conv=False, built_in_pool=False, 
         milliseconds = 1e3 * (time.perf_counter() - begun) / 48
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
         found[network.__name__] = round(milliseconds, 2), faults // 48
-    print(json.dumps(found))
+    return found
+
+
+TASKS = {task.__name__: task for task in (timed_job, timed_steps, growth)}
 
 
 def in_turns(folder, cases):
@@ -230,18 +232,25 @@ def in_turns(folder, cases):
     [[milliseconds, faults] of each turn]}}. A case is malloc's setting and `timed_steps`' flags."""
     found = {}
     for turn in range(TURNS):
-        for name, (setting, how) in cases.items():
-            command = [sys.executable, __file__, "--steps", str(folder), json.dumps(how)]
-            env = environment(False) | {"GLIBC_TUNABLES": setting}
-            done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-            for network, measured in json.loads(done.stdout.splitlines()[-1]).items():
-                found.setdefault(network, {}).setdefault(name, []).append(measured)
+        for name, (setting, how) in common.shuffled(cases.items(), turn):
+            env = common.environment(False) | {"GLIBC_TUNABLES": setting}
+            for network, measured in ask("timed_steps", folder, env, **how).items():
+                of = found.setdefault(network, {case: [] for case in cases})
+                of[name].append(measured)
         print(f"turn {turn + 1} of {TURNS}: {', '.join(cases)}", flush=True)
     return found
 
 
-def main(folder):
-    folder = Path(folder).resolve()
+def main():
+    line = parser(__doc__)
+    line.add_argument("--task", type=json.loads, help=argparse.SUPPRESS)
+    flags = line.parse_args()
+    folder = flags.data_dir
+    if flags.task:
+        task, how = flags.task
+        print(json.dumps(TASKS[task](folder, **how)))
+        return
+    common.check_data(line, folder)
     malloc = {name: (setting, {}) for name, setting in MALLOC.items()}
     rest = {
         part: {name: (utils.MALLOC, how) for name, how in those.items()}
@@ -250,21 +259,11 @@ def main(folder):
     cases = {"memory": malloc} | rest
     content = {name: in_turns(folder, those) for name, those in cases.items()}
     content["parts"] = parts(folder)
-    utils.use_all_cores()
-    content |= growth(load(SCRIPT), utils.load_data("mnist", folder))
-    content |= about("python tests/benchmarks/breakdown.py DATA_DIR")
-    text = json.dumps(content, indent=1) + "\n"
-    utils.write_whole(ROOT / "docs" / "results" / "breakdown.json", text.encode())
-    print(text)
+    content |= ask("growth", folder, common.environment(True))
+    content |= common.about("python tests/benchmarks/breakdown.py DATA_DIR")
+    common.write("breakdown", content)
+    print(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--job"]:
-        timed_job(*sys.argv[2:])
-    elif sys.argv[1:2] == ["--steps"]:
-        timed_steps(sys.argv[2], **json.loads(sys.argv[3]))
-    elif len(sys.argv) == 2:
-        utils.tune_malloc()
-        main(sys.argv[1])
-    else:
-        sys.exit("usage: python tests/benchmarks/breakdown.py DATA_DIR")
+    common.run(main)

@@ -12,21 +12,19 @@ noisy for all; a ratio is taken within each round. Where a process happens to ha
 matter, so all are started five times, for a fifth of the rounds. All have our settings of malloc;
 only ours has XLA's flag of `utils.tune_xla`.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
-as --repeats says, an hour each; --add adds them to those of an earlier run. Our scripts set malloc
-themselves; of the others PyTorch with our recipe gets it.
+as --repeats says, an hour each; --add adds them to those of an earlier run of the same code. Our
+scripts set malloc themselves; of the others PyTorch with our recipe gets it.
 """
 
 import argparse
 import contextlib
-import datetime
 import functools
+import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
-import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -34,11 +32,12 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
+from common import RESULTS, ROOT, about, check_data, environment, run, shuffled, write
+from idx import parser
+
 HERE = Path(__file__).resolve().parent
 SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
-RESULT = ROOT / "docs" / "results" / "compare.json"
+RESULT = RESULTS / "compare.json"
 PEERS = {  # those whose steps are timed: the module beside this file, or None, and its flags
     "ours": (None, []),
     "plain Flax NNX": ("plain_loop", []),
@@ -92,15 +91,15 @@ def ours(folder):
         optimizer = kd.make_optimizer(model, recipe, 60_000)
         step = utils.bind(step, model, *more, optimizer)
 
-        def run(count):
+        def train(count):
             while count > 0:
                 batches = utils.batches(images, BATCH, 0, count, **tables)
-                for batch, _ in zip(batches, range(count), strict=False):
+                for batch in itertools.islice(batches, count):
                     utils.settle(found := step(batch, *how))  # as `utils.Phase.log` does
                 jax.block_until_ready(found)
                 count -= 32
 
-        return run
+        return train
 
     def inference(count):
         utils.predict(frozen, data.train.take(slice(BATCH * count)), BATCH)
@@ -141,7 +140,7 @@ def worker(peer, folder):
     os.dup2(2, 1)  # what libraries print goes to stderr
     module, flags = PEERS[peer]
     if module:
-        cases = importlib.import_module(module).cases(folder, flags)
+        cases = importlib.import_module(module).cases(folder, *flags)
     else:
         cases = ours(folder) if peer == "ours" else machine()
     print(json.dumps(list(cases)), file=answers, flush=True)
@@ -153,8 +152,9 @@ def worker(peer, folder):
 
 
 def say(process, what):
-    process.stdin.write(json.dumps(what) + "\n")
-    process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it has ended: `listen` says so
+        process.stdin.write(json.dumps(what) + "\n")
+        process.stdin.flush()
     return listen(process)
 
 
@@ -192,24 +192,12 @@ def time_steps_of_one_start(folder, rounds):
                 times.setdefault(case, {})[peer] = []
             print(f"{peer} is ready", flush=True)
         for turn in range(rounds):
-            for (case, peer), count in sorted(counts.items()):
+            for (case, peer), count in shuffled(sorted(counts.items()), turn):
                 say(waiting[peer], (case, 1))  # another has left its data in the caches
                 seconds = say(waiting[peer], (case, count))
                 times[case][peer].append(round(1e3 * seconds / count, 3))
             print(f"round {turn + 1} of {rounds}", flush=True)
     return times
-
-
-def environment(tuned):
-    """With our settings of malloc or as glibc comes, on the CPU, and without what would make a run
-    of one warm or of another slow."""
-    from utils import MALLOC
-
-    unwanted = ("JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "GLIBC_TUNABLES")
-    unwanted += ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    kept = {name: x for name, x in os.environ.items() if name not in unwanted}
-    kept["JAX_PLATFORMS"] = "cpu"
-    return kept | ({"GLIBC_TUNABLES": MALLOC} if tuned else {})
 
 
 def ratio(a, b):
@@ -268,7 +256,12 @@ def measure(command, folder, env):
     with open(Path(folder) / "output.txt", "w+") as output:
         command = [sys.executable, *map(str, command)]
         process = subprocess.Popen(command, stdout=output, cwd=folder, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         seconds = time.perf_counter() - begun
         output.seek(0)
         text = output.read()
@@ -301,19 +294,29 @@ def run_job(name, folder):
     return seconds, memory, accuracy, text
 
 
-def jobs(folder, repeats, add=False):
-    found = {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
-    if add:
-        kept, now = json.loads(RESULT.read_text())["jobs"], about("", PACKAGES)
-        alike = all(kept[key] == now[key] for key in ("device", "versions"))
-        if not alike or kept["runs"].keys() != found.keys():
-            sys.exit(
-                f"--add: {RESULT.name} has other jobs, versions or another device; leave it out"
-            )
-        found = kept["runs"]
-    before = len(found["ours"]["seconds"])
+def code():
+    """A fingerprint of what the jobs run."""
+    sha = hashlib.sha256()
+    for path in [SCRIPT, *sorted(SCRIPT.parent.glob("[a-z]*.py")), *sorted(HERE.glob("*_loop.py"))]:
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
+
+
+def earlier_jobs():
+    """The runs of an earlier command, to add to; none if they cannot be compared."""
+    kept = json.loads(RESULT.read_text()).get("jobs", {}) if RESULT.exists() else {}
+    now = about("", PACKAGES) | {"code": code()}
+    alike = all(kept.get(key) == now[key] for key in ("device", "versions", "code"))
+    return kept["runs"] if alike and kept["runs"].keys() == JOBS.keys() else None
+
+
+def jobs(folder, repeats, found=None):
+    """Wall time and accuracy of whole jobs, beside those already `found`."""
+    found = found or {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
+    before, of_code = len(found["ours"]["seconds"]), code()
     for turn in range(before, before + repeats):
-        for name, of in found.items():
+        for name in shuffled(found, turn):
+            of = found[name]
             seconds, memory, accuracy, text = run_job(name, folder)
             of["seconds"].append(seconds)
             of["peak_memory_gb"] = max(of["peak_memory_gb"], memory)
@@ -327,76 +330,54 @@ def jobs(folder, repeats, add=False):
             if not name.startswith("ours")
         }
         # Kept after each turn, so that a stopped run has lost only the last one.
-        keep("jobs", {"repeats": turn + 1, "runs": found, "ratios": ratios, "output": output})
+        content = {"repeats": turn + 1, "code": of_code, "runs": found, "ratios": ratios}
+        keep("jobs", content | {"output": output})
 
 
 # %% Main
 
 
-def about(command, packages=()):
-    """What every result here says of itself."""
-    from utils import versions
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kind, info = platform.machine(), Path("/proc/cpuinfo")
-    if info.exists() and (named := re.search(r"model name\s*: (.*)", info.read_text())):
-        kind = re.sub(r"\((R|TM)\)|CPU |@.*", "", named[1]).strip()
-    return {
-        "command": command,
-        "date": datetime.date.today().isoformat(),
-        "device": f"{cores} CPU cores ({kind})",
-        "versions": versions() | {name: importlib.metadata.version(name) for name in packages},
-    }
-
-
 def keep(part, content):
     """Writes a part of the result, beside what the other part's last run has left there."""
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
-    from utils import write_whole
-
     count = {"steps": "rounds", "jobs": "repeats"}[part]
-    command = (
-        f"python tests/benchmarks/compare.py DATA_DIR --only {part} --{count} {content[count]}"
-    )
-    text = (
-        json.dumps(
-            result | {part: about(command, PACKAGES) | content}, indent=1, ensure_ascii=False
-        )
-        + "\n"
-    )
-    write_whole(RESULT, text.encode())
+    flags = f"--only {part} --{count} {content[count]}"
+    command = f"python tests/benchmarks/compare.py DATA_DIR {flags}"
+    write("compare", result | {part: about(command, PACKAGES) | content})
     for title, (middle, low, high) in content["ratios"].items():
         print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("data_dir", type=Path, help="folder with the four MNIST files")
-    parser.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
-    parser.add_argument("--rounds", type=int, default=15, help="of the steps, a multiple of 5")
-    parser.add_argument("--repeats", type=int, default=3, help="of the jobs")
-    parser.add_argument("--add", action="store_true", help="the jobs to those of an earlier run")
-    parser.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
-    flags = parser.parse_args()
-    folder = flags.data_dir.resolve()
+    line = parser(__doc__)
+    line.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
+    line.add_argument("--rounds", type=int, default=15, help="of the steps, a multiple of 5")
+    line.add_argument("--repeats", type=int, default=3, help="of the jobs")
+    line.add_argument("--add", action="store_true", help="the jobs to those of an earlier run")
+    line.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
+    flags = line.parse_args()
+    folder, found = flags.data_dir, None
     if flags.worker:
         return worker(flags.worker, folder)
-    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        if not (folder / f"{name}-ubyte.gz").exists():
-            parser.error(f"{folder}: must hold {name}-ubyte.gz")
     if flags.rounds < STARTS or flags.rounds % STARTS:
-        parser.error(f"--rounds {flags.rounds}: must be a multiple of {STARTS}")
+        line.error(f"--rounds {flags.rounds}: must be a multiple of {STARTS}")
     if flags.repeats < 1:
-        parser.error(f"--repeats {flags.repeats}: must be 1 or more")
+        line.error(f"--repeats {flags.repeats}: must be 1 or more")
     for package in PACKAGES:
         if not importlib.util.find_spec(package):
-            parser.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")
+            line.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")
+    check_data(line, folder)
+    if flags.add:
+        if flags.only == "steps":
+            line.error("--add: is for the jobs; leave out --only steps")
+        if not (found := earlier_jobs()):
+            line.error(f"--add: {RESULT.name} has no jobs of this code, machine and versions")
     if flags.only != "jobs":
         keep("steps", steps(folder, flags.rounds))
     if flags.only != "steps":
-        jobs(folder, flags.repeats, flags.add)
+        jobs(folder, flags.repeats, found)
     return None
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

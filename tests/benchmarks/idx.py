@@ -1,14 +1,37 @@
-"""Reads MNIST for the loops that ours is measured against; needs NumPy alone."""
+"""MNIST and a command line for the loops that ours is measured against; needs NumPy alone."""
 
+import argparse
 import gzip
+import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 
+def parser(text):
+    """A command line that begins with the folder of the data; `text` is the file's docstring."""
+    parser = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("data_dir", type=folder, help="folder with the four MNIST files")
+    return parser
+
+
+def folder(name):
+    """A folder that holds the four files, as an absolute path, for argparse."""
+    path = Path(name).resolve()
+    for part in ("train", "t10k"):
+        for file in (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"):
+            if not (path / file).is_file():
+                raise argparse.ArgumentTypeError(f"{path}: must hold {file}")
+    return path
+
+
 def read(folder, part):
     """Images [N, 28, 28, 1] float32 in [0, 1] and labels [N] int32 of "train" or "t10k"."""
-    image = gzip.decompress((Path(folder) / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:]
-    label = gzip.decompress((Path(folder) / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:]
-    image = np.frombuffer(image, np.uint8).reshape(-1, 28, 28, 1).astype(np.float32) / 255
+    try:
+        image = gzip.decompress((folder / f"{part}-images-idx3-ubyte.gz").read_bytes())[16:]
+        label = gzip.decompress((folder / f"{part}-labels-idx1-ubyte.gz").read_bytes())[8:]
+        image = np.frombuffer(image, np.uint8).reshape(-1, 28, 28, 1).astype(np.float32) / 255
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        sys.exit(f"{folder}: the MNIST files of {part} cannot be read ({error})")
     return image, np.frombuffer(label, np.uint8).astype(np.int32)

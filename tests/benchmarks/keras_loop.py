@@ -7,13 +7,11 @@ It takes nothing from the examples.
 """
 
 import os
-import sys
-from pathlib import Path
 
 os.environ["KERAS_BACKEND"] = "jax"
 
 import keras
-from idx import read
+from idx import parser, read
 from keras import layers
 
 
@@ -48,7 +46,7 @@ def compiled(model):
     return model
 
 
-def cases(folder, flags):
+def cases(folder):
     """What compare.py times: functions that take a number of steps, by name. `fit` keeps its state
     in JAX from step to step, so a number of steps is one call of it."""
     image, label = read(folder, "train")
@@ -92,4 +90,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(parser(__doc__).parse_args().data_dir)

@@ -7,15 +7,13 @@ It takes nothing from the examples.
 """
 
 import functools
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from idx import read
+from idx import parser, read
 
 
 class Teacher(nnx.Module):
@@ -107,7 +105,7 @@ def train(model, epochs, train_set, test_set, seed, teacher=None):
         print(f"epoch {epoch}: {right / len(test_set[1]):.4f}", flush=True)
 
 
-def cases(folder, flags):
+def cases(folder):
     """What compare.py times: functions that take a number of steps, by name."""
     image, label = (x[:4096] for x in read(folder, "train"))
     order = np.random.default_rng(0).permutation(4096)
@@ -143,5 +141,4 @@ def main(folder):
 
 
 if __name__ == "__main__":
-    print(jax.devices())
-    main(Path(sys.argv[1]))
+    main(parser(__doc__).parse_args().data_dir)

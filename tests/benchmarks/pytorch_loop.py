@@ -3,18 +3,14 @@ labels, 5 epochs for the teacher and 10 for each student, constant rate, teacher
 
     python tests/benchmarks/pytorch_loop.py DATA_DIR [--channels-last] [--cached] [--compiled]
 
-It takes nothing from the examples. --channels-last lays images out as [B, H, W, C] does. --cached
-is the best case: the schedule and the epochs of ours (3 and 4, one-cycle), the teacher's logits
-computed once, and the fused Adam. --compiled runs the networks through `torch.compile`.
+It takes nothing from the examples. --cached is the best case.
 """
 
 import copy
 import functools
-import sys
-from pathlib import Path
 
 import torch
-from idx import read
+from idx import parser, read
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,24 +100,35 @@ def load(folder, last):
     return tensors
 
 
-def options(flags):
-    """Whether channels are last, and what a network goes through before it is used."""
-    last = "--channels-last" in flags
-    layout = torch.channels_last if last else torch.contiguous_format
+def parse(argv=None):
+    line = parser(__doc__)
+    line.add_argument(
+        "--channels-last", action="store_true", help="lay images out as [B, H, W, C] does"
+    )
+    line.add_argument(
+        "--cached",
+        action="store_true",
+        help="the schedule and the epochs of ours (3 and 4, one-cycle), the teacher's logits "
+        "computed once, and the fused Adam",
+    )
+    line.add_argument("--compiled", action="store_true", help="networks through torch.compile")
+    return line.parse_args(argv)
 
-    def prepare(model):
-        model = model.to(memory_format=layout)
-        return torch.compile(model, dynamic=False) if "--compiled" in flags else model
 
-    return last, prepare
+def prepare(model, flags):
+    """What a network goes through before it is used."""
+    last = flags.channels_last
+    model = model.to(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return torch.compile(model, dynamic=False) if flags.compiled else model
 
 
-def cases(folder, flags):
+def cases(folder, *flags):
     """What compare.py times: functions that take a number of steps, by name."""
-    last, prepare = options(flags)
-    image, label = load(folder, last)[0]
+    flags = parse([str(folder), *flags])
+    image, label = load(flags.data_dir, flags.channels_last)[0]
     torch.manual_seed(0)
-    teacher, student, other = map(prepare, (make_teacher(), make_student(), make_teacher()))
+    networks = make_teacher(), make_student(), make_teacher()
+    teacher, student, other = (prepare(network, flags) for network in networks)
     other.eval()
     with torch.no_grad():
         table = predict(other, image[:4096]).clone()
@@ -154,14 +161,12 @@ def cases(folder, flags):
     }
 
 
-def main(folder, flags):
-    last, prepare = options(flags)
-    data = load(folder, last)
-    cached = "--cached" in flags
+def main(flags):
+    data, cached = load(flags.data_dir, flags.channels_last), flags.cached
     teacher_epochs, epochs, teacher_peak, peak = (3, 4, 5e-3, 2e-2) if cached else (5, 10, 0, 0)
     torch.manual_seed(0)
     print("teacher")
-    teacher = prepare(make_teacher())
+    teacher = prepare(make_teacher(), flags)
     train(teacher, teacher_epochs, teacher_peak, data, 0)
     teacher.eval()
     torch.manual_seed(42)
@@ -169,8 +174,8 @@ def main(folder, flags):
     how = {"teacher_logits": predict(teacher, data[0][0])} if cached else {"teacher": teacher}
     for name, guide in (("distilled", how), ("baseline", {})):
         print(name)
-        train(prepare(copy.deepcopy(start)), epochs, peak, data, 42, **guide)
+        train(prepare(copy.deepcopy(start), flags), epochs, peak, data, 42, **guide)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(parse())

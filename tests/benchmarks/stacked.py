@@ -9,25 +9,21 @@ timed twice: as script 15 has them, scored ten times on 10,000 images, and witho
 stack has it. They take turns, three times.
 """
 
+import argparse
 import contextlib
-import json
+import os
 import statistics
-import sys
 import tempfile
 import time
-from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
-
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import utils  # noqa: E402
-from breakdown import Clock  # noqa: E402
-from compare import about  # noqa: E402
-from flax import nnx  # noqa: E402
-from measure import load  # noqa: E402
+import common
+import jax
+import numpy as np
+import utils
+from breakdown import Clock
+from flax import nnx
+from measure import load
 
 SEEDS, CELLS = list(range(4)), [(1.0, 0.1), (3.0, 0.5), (8.0, 0.1), (1.0, 1.0)]
 LABELS, ROUNDS, TURNS = 1000, 9, 3
@@ -79,12 +75,12 @@ def steps(kd, tuning, data):
         todo[name] = (seeds * cells, lambda one=one, how=how: one(*how))
     times = {name: [] for name in todo}
     for turn in range(ROUNDS + 1):
-        for name, (count, run) in todo.items():
+        for name, (count, step) in common.shuffled(todo.items(), turn):
             repeats = max(1, 16 // count)
-            jax.block_until_ready(run())  # another stack has left its data in the caches
+            jax.block_until_ready(step())  # another stack has left its data in the caches
             begun = time.perf_counter()
             for _ in range(repeats):
-                utils.settle(found := run())  # as `utils.Phase.log` does
+                utils.settle(found := step())  # as `utils.Phase.log` does
             jax.block_until_ready(found)
             if turn:  # the first compiles
                 times[name].append(1e3 * (time.perf_counter() - begun) / count / repeats)
@@ -132,7 +128,10 @@ def whole_runs(kd, tuning, data, folder):
 
 
 def main():
-    utils.tune_malloc()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.parse_args()
+    # On the CPU, or on what JAX finds or is told to take.
+    common.in_environment(common.environment(True, os.environ.get("JAX_PLATFORMS", "")))
     utils.use_all_cores()
     kd = load("examples/15_knowledge_distillation.py")
     tuning = load("examples/advanced/knowledge_distillation.py")
@@ -154,10 +153,9 @@ def main():
         "run_ratio_16": round(seconds["stack"] / seconds["single"], 3),
         "run_ratio_16_scored": round(seconds["stack"] / seconds["single_scored"], 3),
     }
-    result |= about("python tests/benchmarks/stacked.py")
-    text = json.dumps(result, indent=1) + "\n"
-    utils.write_whole(ROOT / "docs" / "results" / "stacked.json", text.encode())
+    result |= common.about("python tests/benchmarks/stacked.py")
+    common.write("stacked", result)
 
 
 if __name__ == "__main__":
-    main()
+    common.run(main)
