@@ -209,11 +209,11 @@ KINDS = ("baseline", "distilled", "transfer")
 # With so many labels: peak learning rate and epochs of each kind, found on validation images by
 # searches of equal budgets (`docs/measure.py tuning limited_tuning`). Transfer follows distilled.
 RECIPES = {
-    100: {"baseline": (8e-2, 548), "distilled": (3e-2, 274)},
+    100: {"baseline": (8e-2, 548), "distilled": (3e-2, 548)},
     250: {"baseline": (8e-2, 300), "distilled": (8e-2, 300)},
-    1_000: {"baseline": (3e-2, 60), "distilled": (8e-2, 60)},
-    5_000: {"baseline": (3e-2, 21), "distilled": (8e-2, 21)},
-    50_000: {"baseline": (2e-2, 6), "distilled": (4e-2, 6)},
+    1_000: {"baseline": (3e-2, 120), "distilled": (8e-2, 120)},
+    5_000: {"baseline": (1e-2, 21), "distilled": (3e-2, 21)},
+    50_000: {"baseline": (2e-2, 4), "distilled": (4e-2, 6)},
 }
 
 
