@@ -3,29 +3,34 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
 
 import breakdown
+import common
 import compare
 import idx
 import jax.numpy as jnp
+import numpy as np
 import plain_loop
 import pytest
+import utils
 from flax import nnx
+
+SPLIT = utils.Split(*(np.zeros(1, np.uint8) for _ in range(3)))
 
 
 def test_the_plain_loop_has_the_same_networks(kd):
+    image = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
     for plain, ours in (
-        (plain_loop.Teacher(nnx.Rngs(0)), kd.TeacherCNN(rngs=nnx.Rngs(0))),
-        (plain_loop.Student(nnx.Rngs(0)), kd.StudentCNN(rngs=nnx.Rngs(0))),
+        (plain_loop.Teacher(nnx.Rngs(0)), kd.TeacherCNN(rngs=nnx.Rngs(1))),
+        (plain_loop.Student(nnx.Rngs(0)), kd.StudentCNN(rngs=nnx.Rngs(1))),
     ):
-        shapes, others = (
-            {path: x.shape for path, x in nnx.to_flat_state(nnx.state(net, nnx.Param))}
-            for net in (plain, ours)
-        )
-        assert shapes == others
+        nnx.update(ours, nnx.state(plain, nnx.Param))
+        plain.eval()
+        np.testing.assert_allclose(plain(image), ours(image), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["student", "teacher"])
@@ -71,6 +76,22 @@ def test_parts_add_up_to_the_whole(monkeypatch):
     assert clock.seconds == {"compilation": 4, "training": 7, "run": 4}
 
 
+def test_turns_differ():
+    orders = [tuple(common.shuffled(range(30), turn)) for turn in range(15)]
+    assert len(set(orders)) == 15
+    assert {tuple(sorted(order)) for order in orders} == {tuple(range(30))}
+    assert [common.rotated("abc", turn)[0] for turn in range(4)] == ["a", "b", "c", "a"]
+
+
+def test_the_environment_is_the_same_for_whoever_calls(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setenv("JAX_ENABLE_X64", "1")
+    for tuned in (False, True):
+        found = common.environment(tuned)
+        assert {k for k in found if k.startswith(("JAX_", "XLA_"))} == {"JAX_PLATFORMS"}
+        assert ("GLIBC_TUNABLES" in found) == tuned
+
+
 @pytest.fixture
 def folder(tmp_path):
     """Four files that gzip can read, but that are no MNIST."""
@@ -82,40 +103,94 @@ def folder(tmp_path):
 
 def test_a_folder_without_mnist_is_refused_in_one_line(folder, capsys):
     (folder / "t10k-labels-idx1-ubyte.gz").rename(folder / "elsewhere")
-    with pytest.raises(SystemExit):
-        idx.parser("text").parse_args([str(folder)])
-    assert "must hold t10k-labels-idx1-ubyte.gz" in capsys.readouterr().err.splitlines()[-1]
+    for name in (str(folder), "x" * 10_000):
+        with pytest.raises(SystemExit):
+            idx.parser("text").parse_args([name])
+        found = capsys.readouterr().err.splitlines()[-1]
+        assert re.search(r"must be a folder with (t10k-labels|train-images)-idx", found)
 
 
 def test_files_that_are_not_mnist_are_refused_in_one_line(folder, capsys):
     with pytest.raises(SystemExit, match=r"the MNIST files of train cannot be read \("):
         idx.read(folder, "train")
     with pytest.raises(SystemExit):
-        compare.check_data(idx.parser("text"), folder)
+        common.check_data(idx.parser("text"), folder)
     assert "train-images-idx3-ubyte" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_jobs_are_added_to_those_of_the_same_code(monkeypatch, tmp_path):
-    result, runs = tmp_path / "compare.json", {name: {} for name in compare.JOBS}
-    monkeypatch.setattr(compare, "RESULT", result)
-    monkeypatch.setattr(compare, "PACKAGES", ())  # not installed for the tests
-    assert compare.earlier_jobs() is None
-    content = compare.about("", ()) | {"runs": runs, "code": compare.code()}
-    result.write_text(json.dumps({"jobs": content}))
-    assert compare.earlier_jobs() == runs
-    result.write_text(json.dumps({"jobs": content | {"code": "other"}}))
-    assert compare.earlier_jobs() is None
+def test_other_images_than_those_of_mnist_are_refused(monkeypatch, capsys, folder):
+    monkeypatch.setattr(utils, "load_data", lambda *_: utils.Data(*"ab", *[SPLIT] * 2, "test"))
+    with pytest.raises(SystemExit):
+        common.check_data(idx.parser("text"), folder)
+    assert "must hold MNIST itself" in capsys.readouterr().err
+
+
+@pytest.fixture
+def kept(monkeypatch, tmp_path):
+    """Where a benchmark keeps what it measures: in an empty folder."""
+    monkeypatch.setattr(common, "ROOT", tmp_path)
+    monkeypatch.setattr(common, "RESULTS", tmp_path / "docs" / "results")
+    monkeypatch.setattr(common, "code", lambda: "this")
+    return lambda: common.Kept("some")
+
+
+def test_a_stopped_benchmark_goes_on(kept, monkeypatch):
+    assert kept().measure("one", lambda: 1) == 1
+    assert kept().measure("one", lambda: pytest.fail("measured again")) == 1
+    monkeypatch.setattr(common, "code", lambda: "other")
+    assert kept().measure("one", lambda: 2) == 2
+
+
+def test_a_part_is_written_beside_the_other(kept):
+    for part in ("steps", "jobs"):
+        some = kept()
+        assert some.measure("one", lambda: 1) == 1
+        some.write("command", {"rounds": 3}, part)
+        assert not some.path.exists()
+    found = json.loads((common.RESULTS / "some.json").read_text())
+    assert {part: found[part]["rounds"] for part in found} == {"steps": 3, "jobs": 3}
+
+
+def test_jobs_are_added_to_those_of_the_same_code(kept, monkeypatch):
+    runs = {name: {} for name in compare.JOBS}
+    monkeypatch.setattr(compare, "RESULT", common.RESULTS / "some.json")
+    assert compare.earlier_jobs(kept()) is None
+    kept().write("command", {"runs": runs}, "jobs")
+    assert compare.earlier_jobs(kept()) == runs
+    monkeypatch.setattr(common, "code", lambda: "other")
+    assert compare.earlier_jobs(kept()) is None
 
 
 def test_a_stopped_job_ends_what_it_ran(tmp_path):
-    """Killed, compare.py takes the process along whose time it takes."""
     job = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
-    script = f"compare.measure(['-c', {job!r}], {str(tmp_path)!r}, None)"
-    command = [sys.executable, "-c", f"import common, compare; common.run(lambda: {script})"]
+    ends_with(143, f"compare.measure(['-c', {job!r}], {str(tmp_path)!r}, None)")
+
+
+def test_a_stopped_comparison_ends_its_workers(tmp_path):
+    """Even one that does not listen."""
+    (tmp_path / "deaf.py").write_text(
+        "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    compare_with = f"setattr(compare, '__file__', {str(tmp_path / 'deaf.py')!r})"
+    ends_with(143, f"({compare_with}, compare.listen(compare.started(stack, 'ours', '.')))")
+
+
+def ends_with(status, what):
+    """Of a process that does this and gets SIGTERM: the status, and what it has started is gone."""
+    script = f"""
+import contextlib
+import common, compare
+def main():
+    with contextlib.ExitStack() as stack:
+        {what}
+common.run(main)
+"""
     env = {"PYTHONPATH": str(compare.HERE)}
+    command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as benchmark:
         pid = int(benchmark.stderr.readline())
         benchmark.terminate()
-        assert benchmark.wait(30) == 143
+        assert benchmark.wait(30) == status
+        assert benchmark.stderr.read().splitlines()[-1].startswith("Stopped.")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

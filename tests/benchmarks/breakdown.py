@@ -8,7 +8,7 @@ and without, and with XLA's own settings, on one device, on all or with `nnx.max
 process of its own, in turns. *Parts*: script 15 cold, with a clock around what it calls; by
 default, with all labels, and with --quick, also with JAX's persistent compilation cache, empty and
 then filled. *Batch size* and *images*: steps of both networks at batches of 32 to 1,024, and a
-student's epochs on 1,000 to 60,000 images.
+student's epochs on 1,000 to 60,000 images. Stopped, the same command goes on from part to part.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from flax import nnx  # noqa: E402
 from idx import parser  # noqa: E402
 from measure import load  # noqa: E402
 
-SCRIPT = common.ROOT / "examples" / "15_knowledge_distillation.py"
 BATCHES, IMAGES, ROUNDS = (32, 64, 128, 256, 512, 1024), (1000, 5000, 20_000, 60_000), 7
+LONG = {"StudentCNN": 8192, "TeacherCNN": 2048}  # images of a turn, about half a second
 TURNS = 3
 
 
@@ -87,13 +87,16 @@ class Clock:
 def ask(task, folder, env, cwd=None, **how):
     """What one of the TASKS returns in a process of its own."""
     command = [sys.executable, __file__, str(folder), "--task", json.dumps([task, how])]
-    done = subprocess.run(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True)
+    own = {"start_new_session": True}  # Ctrl+C is for the parent, which ends it
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True, **own
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def timed_job(folder, flags):
     """Script 15's main with a clock in it: the seconds of its parts."""
-    clock, kd = Clock(), load(SCRIPT)
+    clock, kd = Clock(), load(common.SCRIPT)
     clock.seconds["imports"] = time.perf_counter() - BEGUN
     jax.monitoring.register_event_duration_secs_listener(clock.compiled)
     for name, title in (("load_data", "data"), ("predict", "evaluation"), ("draw", "figure")):
@@ -155,14 +158,14 @@ def growth(folder):
     """Milliseconds of a step by batch size, and seconds of a student's epoch by images: medians
     over rounds in which all take turns, with the least and the greatest."""
     utils.use_all_cores()
-    kd, data = load(SCRIPT), utils.load_data("mnist", folder)
+    kd, data = load(common.SCRIPT), utils.load_data("mnist", folder)
     found, todo = {}, {}
     for size in BATCHES:
         for network in (kd.StudentCNN, kd.TeacherCNN):
             step = training(kd, network, size)
-            few = data.train.take(slice(2 * size))
+            few = data.train.take(slice(LONG[network.__name__]))
             each = functools.partial(epoch, step, few, size)
-            todo["batch_size", network.__name__, size] = each, 1e3 / 2
+            todo["batch_size", network.__name__, size] = each, 1e3 * size / len(few.label)
     step = training(kd, kd.StudentCNN, 128)
     for count in IMAGES:
         few = data.train.take(slice(count))
@@ -170,9 +173,10 @@ def growth(folder):
     times = {key: [] for key in todo}
     for turn in range(ROUNDS + 1):
         for key, (train, unit) in common.shuffled(todo.items(), turn):
+            train()  # the first one compiles; another has left its data in the caches
             begun = time.perf_counter()
             train()
-            if turn:  # the first compiles
+            if turn:
                 times[key].append(unit * (time.perf_counter() - begun))
         print(f"round {turn} of {ROUNDS}", file=sys.stderr, flush=True)
     for (what, network, size), seconds in times.items():
@@ -208,7 +212,7 @@ def timed_steps(folder, devices=None, built_in_conv=False, built_in_pool=False, 
         os.environ["XLA_FLAGS"] = ""
     utils.use_all_cores()
     utils.FEW = {None: utils.FEW, "one": math.inf, "all": 0}[devices]
-    kd, data, found = load(SCRIPT), utils.load_data("mnist", folder), {}
+    kd, data, found = load(common.SCRIPT), utils.load_data("mnist", folder), {}
     if built_in_pool:
         kd.max_pool = functools.partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
     for network in (kd.StudentCNN, kd.TeacherCNN):
@@ -232,7 +236,7 @@ def in_turns(folder, cases):
     [[milliseconds, faults] of each turn]}}. A case is malloc's setting and `timed_steps`' flags."""
     found = {}
     for turn in range(TURNS):
-        for name, (setting, how) in common.shuffled(cases.items(), turn):
+        for name, (setting, how) in common.rotated(cases.items(), turn):
             env = common.environment(False) | {"GLIBC_TUNABLES": setting}
             for network, measured in ask("timed_steps", folder, env, **how).items():
                 of = found.setdefault(network, {case: [] for case in cases})
@@ -256,12 +260,11 @@ def main():
         part: {name: (utils.MALLOC, how) for name, how in those.items()}
         for part, those in (("conv", CONV), ("jax", JAX))
     }
-    cases = {"memory": malloc} | rest
-    content = {name: in_turns(folder, those) for name, those in cases.items()}
-    content["parts"] = parts(folder)
-    content |= ask("growth", folder, common.environment(True))
-    content |= common.about("python tests/benchmarks/breakdown.py DATA_DIR")
-    common.write("breakdown", content)
+    kept, cases = common.Kept("breakdown"), {"memory": malloc} | rest
+    content = {name: kept.measure(name, in_turns, folder, of) for name, of in cases.items()}
+    content["parts"] = kept.measure("parts", parts, folder)
+    content |= kept.measure("growth", ask, "growth", folder, common.environment(True))
+    kept.write("python tests/benchmarks/breakdown.py DATA_DIR", content)
     print(json.dumps(content, indent=1))
 
 

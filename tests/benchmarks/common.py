@@ -1,6 +1,7 @@
-"""What the benchmarks share: where they run, what a result says of itself, how they end."""
+"""What the benchmarks share: where they run, what they keep, how they end."""
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -8,44 +9,50 @@ import platform
 import random
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CalledProcessError
 
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 RESULTS = ROOT / "docs" / "results"
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 
 # A module that imports JAX is imported where it is used: the peers' processes do without.
 
+SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
+TUNING = ROOT / "examples" / "advanced" / "knowledge_distillation.py"
+MNIST = "4ff7d43a7d4f3d4d"  # `utils.Data.digest` of all its images and labels
+
 
 def run(main):
     """Runs a benchmark's main: stopped, it takes along what it runs, and says so in one line."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def stop(signal_number, _):
+        print("Stopped. The same command goes on with what it has measured.", file=sys.stderr)
+        sys.exit(128 + signal_number)
+
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, stop)
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit("Stopped.")
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"{Path(sys.argv[0]).name}: error: {error}")
+    except Exception as error:
+        from utils import UserError
+
+        if not isinstance(error, (UserError, OSError, json.JSONDecodeError, CalledProcessError)):
+            raise
+        sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}")
 
 
-def environment(tuned, platforms="cpu"):
+def environment(tuned):
     """With our settings of malloc or as glibc comes, on the CPU, and without what would make a run
     of one warm or of another slow."""
     from utils import MALLOC
 
-    unwanted = ("JAX_COMPILATION_CACHE_DIR", "JAX_NUM_CPU_DEVICES", "XLA_FLAGS", "GLIBC_TUNABLES")
-    unwanted += ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    kept = {name: x for name, x in os.environ.items() if name not in unwanted}
-    kept["JAX_PLATFORMS"] = platforms
+    unwanted = ("GLIBC_TUNABLES", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")
+    kept = {k: x for k, x in os.environ.items() if k not in unwanted and not k.startswith("JAX_")}
+    kept["JAX_PLATFORMS"] = "cpu"
     return kept | ({"GLIBC_TUNABLES": MALLOC} if tuned else {})
-
-
-def in_environment(wanted):
-    """Starts this process again, unless it has the wanted environment."""
-    if os.environ != wanted:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
 
 
 def check_data(parser, folder):
@@ -53,7 +60,8 @@ def check_data(parser, folder):
     import utils
 
     try:
-        utils.load_data("mnist", folder)
+        data = utils.load_data("mnist", folder)
+        utils.require(data.digest() == MNIST, f"{folder}: must hold MNIST itself, whole")
     except utils.UserError as error:
         parser.error(str(error))
 
@@ -61,6 +69,13 @@ def check_data(parser, folder):
 def shuffled(things, turn):
     """In another order each turn, the same in each run: who comes first gains or loses nothing."""
     return random.Random(turn).sample(list(things), len(things))
+
+
+def rotated(things, turn):
+    """For few things and turns: each comes first as often as the others."""
+    things = list(things)
+    first = turn % len(things)
+    return things[first:] + things[:first]
 
 
 def about(command, packages=()):
@@ -79,9 +94,51 @@ def about(command, packages=()):
     }
 
 
-def write(name, content):
-    """Writes docs/results/<name>.json, whole or not at all."""
-    from utils import write_whole
+def code():
+    """A fingerprint of what is measured, and of what measures it."""
+    shared = (ROOT / "examples" / "utils.py", ROOT / "examples" / "fast.py", SCRIPT, TUNING)
+    sha = hashlib.sha256()
+    for path in (*shared, *sorted(HERE.glob("*.py"))):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
 
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_whole(RESULTS / f"{name}.json", text.encode())
+
+class Kept:
+    """What a benchmark has measured, in runs/benchmarks/<name>.json. Stopped, it goes on from there
+    with the same code, versions and machine; `write` makes a result of it."""
+
+    def __init__(self, name, packages=()):
+        self.name, self.packages = name, packages
+        self.path, self.code = ROOT / "runs" / "benchmarks" / f"{name}.json", code()
+        now = about("", packages) | {"code": self.code}
+        self.of = {key: now[key] for key in ("device", "versions", "code")}
+        found = json.loads(self.path.read_text()) if self.path.exists() else {}
+        self.found = found.get("found", {}) if found.get("of") == self.of else {}
+        RESULTS.mkdir(parents=True, exist_ok=True)  # told now if that cannot be
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def measure(self, key, task, *args):
+        """What was measured as `key` before or, now, by the task: things that JSON can hold."""
+        from utils import write_whole
+
+        if key in self.found:
+            print(f"{key}: measured before", flush=True)
+        else:
+            self.found[key] = task(*args)
+            text = json.dumps({"of": self.of, "found": self.found})
+            write_whole(self.path, text.encode())
+        return self.found[key]
+
+    def write(self, command, content, part=None):
+        """Writes docs/results/<name>.json, or a part of it beside the others, and forgets what was
+        measured on the way."""
+        from utils import write_whole
+
+        path = RESULTS / f"{self.name}.json"
+        result = about(command, self.packages) | {"code": self.code} | content
+        if part:
+            before = json.loads(path.read_text()) if path.exists() else {}
+            result = before | {part: result}
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        write_whole(path, text.encode())
+        self.path.unlink(missing_ok=True)

@@ -14,12 +14,12 @@ only ours has XLA's flag of `utils.tune_xla`.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
 as --repeats says, an hour each; --add adds them to those of an earlier run of the same code. Our
 scripts set malloc themselves; of the others PyTorch with our recipe gets it.
+Stopped, the same command goes on: a start of the steps or a job is measured again, no more.
 """
 
 import argparse
 import contextlib
 import functools
-import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -32,11 +32,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import RESULTS, ROOT, about, check_data, environment, run, shuffled, write
+from common import HERE, RESULTS, SCRIPT, Kept, check_data, environment, run, shuffled
 from idx import parser
 
-HERE = Path(__file__).resolve().parent
-SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
 RESULT = RESULTS / "compare.json"
 PEERS = {  # those whose steps are timed: the module beside this file, or None, and its flags
     "ours": (None, []),
@@ -91,13 +89,11 @@ def ours(folder):
         optimizer = kd.make_optimizer(model, recipe, 60_000)
         step = utils.bind(step, model, *more, optimizer)
 
-        def train(count):
-            while count > 0:
-                batches = utils.batches(images, BATCH, 0, count, **tables)
-                for batch in itertools.islice(batches, count):
-                    utils.settle(found := step(batch, *how))  # as `utils.Phase.log` does
-                jax.block_until_ready(found)
-                count -= 32
+        def train(count):  # 32 at most
+            batches = utils.batches(images, BATCH, 0, count, **tables)
+            for batch in itertools.islice(batches, count):
+                utils.settle(found := step(batch, *how))  # as `utils.Phase.log` does
+            jax.block_until_ready(found)
 
         return train
 
@@ -161,43 +157,57 @@ def say(process, what):
 def listen(process):
     line = process.stdout.readline()
     if not line:
-        sys.exit(f"failed: {' '.join(process.args)}")
+        raise OSError(f"this has ended: {' '.join(process.args)}")
     return json.loads(line)
 
 
-def time_steps(folder, rounds):
+def time_steps(kept, folder, rounds):
     """Milliseconds a step, {case: {peer: [of each round]}}."""
-    times = {}
+    times, each = {}, rounds // STARTS
     for start in range(STARTS):
         print(f"start {start + 1} of {STARTS}", flush=True)
-        for case, peers in time_steps_of_one_start(folder, rounds // STARTS).items():
+        turns = range(start * each, (start + 1) * each)
+        key = f"steps, rounds {turns[0] + 1} to {turns[-1] + 1}"
+        for case, peers in kept.measure(key, time_steps_of_one_start, folder, turns).items():
             for peer, milliseconds in peers.items():
                 times.setdefault(case, {}).setdefault(peer, []).extend(milliseconds)
     return times
 
 
-def time_steps_of_one_start(folder, rounds):
+def time_steps_of_one_start(folder, turns):
     with contextlib.ExitStack() as stack:
         waiting, counts, times = {}, {}, {}
         for peer in PEERS:
-            command = [sys.executable, __file__, str(folder), "--worker", peer]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            waiting[peer] = stack.enter_context(
-                subprocess.Popen(command, env=environment(True), **pipes)
-            )
+            waiting[peer] = started(stack, peer, folder)
             for case in listen(waiting[peer]):
                 say(waiting[peer], (case, 2))  # compiles
                 each = say(waiting[peer], (case, 8)) / 8
                 counts[case, peer] = max(2, min(32, round(SECONDS / each)))
                 times.setdefault(case, {})[peer] = []
             print(f"{peer} is ready", flush=True)
-        for turn in range(rounds):
+        for turn in turns:
             for (case, peer), count in shuffled(sorted(counts.items()), turn):
                 say(waiting[peer], (case, 1))  # another has left its data in the caches
                 seconds = say(waiting[peer], (case, count))
                 times[case][peer].append(round(1e3 * seconds / count, 3))
-            print(f"round {turn + 1} of {rounds}", flush=True)
+            print(f"round {turn + 1}", flush=True)
     return times
+
+
+def started(stack, peer, folder):
+    """A worker, killed at the end of the stack. Its own session: Ctrl+C is for the parent."""
+    command = [sys.executable, __file__, str(folder), "--worker", peer]
+    process = subprocess.Popen(
+        command,
+        env=environment(True),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    stack.enter_context(process)
+    stack.callback(process.kill)
+    return process
 
 
 def ratio(a, b):
@@ -222,8 +232,8 @@ def against_the_machine(times):
     return found
 
 
-def steps(folder, rounds):
-    times = time_steps(folder, rounds)
+def steps(kept, folder, rounds):
+    times = time_steps(kept, folder, rounds)
     ratios = {
         f"{case} ÷ {peer}": ratio(times[case]["ours"], those)
         for case, of in times.items()
@@ -255,7 +265,9 @@ def measure(command, folder, env):
     begun = time.perf_counter()
     with open(Path(folder) / "output.txt", "w+") as output:
         command = [sys.executable, *map(str, command)]
-        process = subprocess.Popen(command, stdout=output, cwd=folder, env=env)
+        process = subprocess.Popen(
+            command, stdout=output, cwd=folder, env=env, start_new_session=True
+        )
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
@@ -266,9 +278,10 @@ def measure(command, folder, env):
         output.seek(0)
         text = output.read()
     if status:
-        sys.exit(f"failed: {command}")
-    print(f"{seconds:7.1f} s  {usage.ru_maxrss / 1e6:.2f} GB  {command[1]}", flush=True)
-    return round(seconds, 1), round(usage.ru_maxrss / 1e6, 2), text
+        raise OSError(f"this has failed: {' '.join(command)}")
+    memory = usage.ru_maxrss * 1024 / 1e9
+    print(f"{seconds:7.1f} s  {memory:.2f} GB  {command[1]}", flush=True)
+    return round(seconds, 1), round(memory, 2), text
 
 
 def run_job(name, folder):
@@ -287,63 +300,49 @@ def run_job(name, folder):
             accuracy, net = {}, None
             for line in text.splitlines():
                 if line.startswith("epoch"):
-                    accuracy[net] = float(line.split()[2].strip(","))
+                    accuracy[net] = float(line.split()[2])
                 elif line in ("teacher", "distilled", "baseline"):
                     net = line
     print(name, accuracy, flush=True)
     return seconds, memory, accuracy, text
 
 
-def code():
-    """A fingerprint of what the jobs run."""
-    sha = hashlib.sha256()
-    for path in [SCRIPT, *sorted(SCRIPT.parent.glob("[a-z]*.py")), *sorted(HERE.glob("*_loop.py"))]:
-        sha.update(path.read_bytes())
-    return sha.hexdigest()[:16]
-
-
-def earlier_jobs():
+def earlier_jobs(kept):
     """The runs of an earlier command, to add to; none if they cannot be compared."""
-    kept = json.loads(RESULT.read_text()).get("jobs", {}) if RESULT.exists() else {}
-    now = about("", PACKAGES) | {"code": code()}
-    alike = all(kept.get(key) == now[key] for key in ("device", "versions", "code"))
-    return kept["runs"] if alike and kept["runs"].keys() == JOBS.keys() else None
+    found = json.loads(RESULT.read_text()).get("jobs", {}) if RESULT.exists() else {}
+    alike = all(found.get(key) == of for key, of in kept.of.items())
+    return found["runs"] if alike and found["runs"].keys() == JOBS.keys() else None
 
 
-def jobs(folder, repeats, found=None):
+def jobs(kept, folder, repeats, found=None):
     """Wall time and accuracy of whole jobs, beside those already `found`."""
     found = found or {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
-    before, of_code = len(found["ours"]["seconds"]), code()
+    before = len(found["ours"]["seconds"])
     for turn in range(before, before + repeats):
         for name in shuffled(found, turn):
-            of = found[name]
-            seconds, memory, accuracy, text = run_job(name, folder)
+            of, key = found[name], f"jobs, {turn + 1}: {name}"
+            seconds, memory, accuracy, text = kept.measure(key, run_job, name, folder)
             of["seconds"].append(seconds)
             of["peak_memory_gb"] = max(of["peak_memory_gb"], memory)
             of["accuracy"].append(accuracy)
             if name == "ours, the default run":
                 output = text
-        own = found["ours"]["seconds"]
-        ratios = {
-            f"ours ÷ {name}": ratio(own, of["seconds"])
-            for name, of in found.items()
-            if not name.startswith("ours")
-        }
-        # Kept after each turn, so that a stopped run has lost only the last one.
-        content = {"repeats": turn + 1, "code": of_code, "runs": found, "ratios": ratios}
-        keep("jobs", content | {"output": output})
+    own = found["ours"]["seconds"]
+    ratios = {
+        f"ours ÷ {name}": ratio(own, of["seconds"])
+        for name, of in found.items()
+        if not name.startswith("ours")
+    }
+    return {"repeats": before + repeats, "runs": found, "ratios": ratios, "output": output}
 
 
 # %% Main
 
 
-def keep(part, content):
-    """Writes a part of the result, beside what the other part's last run has left there."""
-    result = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+def write(kept, part, content):
     count = {"steps": "rounds", "jobs": "repeats"}[part]
     flags = f"--only {part} --{count} {content[count]}"
-    command = f"python tests/benchmarks/compare.py DATA_DIR {flags}"
-    write("compare", result | {part: about(command, PACKAGES) | content})
+    kept.write(f"python tests/benchmarks/compare.py DATA_DIR {flags}", content, part)
     for title, (middle, low, high) in content["ratios"].items():
         print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
 
@@ -367,15 +366,16 @@ def main():
         if not importlib.util.find_spec(package):
             line.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")
     check_data(line, folder)
+    kept = Kept("compare", PACKAGES)
     if flags.add:
         if flags.only == "steps":
             line.error("--add: is for the jobs; leave out --only steps")
-        if not (found := earlier_jobs()):
+        if not (found := earlier_jobs(kept)):
             line.error(f"--add: {RESULT.name} has no jobs of this code, machine and versions")
     if flags.only != "jobs":
-        keep("steps", steps(folder, flags.rounds))
+        write(kept, "steps", steps(kept, folder, flags.rounds))
     if flags.only != "steps":
-        jobs(folder, flags.repeats, found)
+        write(kept, "jobs", jobs(kept, folder, flags.repeats, found))
     return None
 
 

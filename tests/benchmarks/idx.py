@@ -18,11 +18,15 @@ def parser(text):
 
 def folder(name):
     """A folder that holds the four files, as an absolute path, for argparse."""
-    path = Path(name).resolve()
     for part in ("train", "t10k"):
         for file in (f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"):
-            if not (path / file).is_file():
-                raise argparse.ArgumentTypeError(f"{path}: must hold {file}")
+            try:
+                path = Path(name).resolve()
+                held = (path / file).is_file()
+            except (OSError, RuntimeError):  # too long a name, no permission, a circle of links
+                held = False
+            if not held:
+                raise argparse.ArgumentTypeError(f"{name}: must be a folder with {file}")
     return path
 
 

@@ -86,7 +86,6 @@ def train(model, epochs, peak, data, seed, teacher=None, teacher_logits=None):
                 schedule.step()
         accuracy = (predict(model, test[0]).argmax(1) == test[1]).float().mean().item()
         print(f"epoch {epoch}: {accuracy:.4f}", flush=True)
-    return accuracy
 
 
 def load(folder, last):

@@ -5,14 +5,16 @@ process. Writes docs/results/stacked.json.
 
 The step alone on random images, for stacks of 1 to 64, in turns; and whole runs of 16 students on
 1,000 images, with batches and checkpoints, and a clock around what they call. The single runs are
-timed twice: as script 15 has them, scored ten times on 10,000 images, and without scoring, as the
-stack has it. They take turns, three times.
+timed twice: as script 15 has them, scored ten times on 10,000 images, and on one image only, since
+the stack is never scored. They take turns, three times. Stopped, the same command goes on from part
+to part.
 """
 
 import argparse
 import contextlib
+import functools
 import os
-import statistics
+import sys
 import tempfile
 import time
 from unittest import mock
@@ -46,9 +48,9 @@ def alone(kd, recipe, batch, device):
 
 
 def steps(kd, tuning, data):
-    """Median milliseconds a step and student, of one alone, of one on each device at a time and of
-    stacks, all in turns. Those of a stack take turns as well, as on a CPU they do; one stack is
-    vectorised, as elsewhere."""
+    """Milliseconds a step and student of each round, of one alone, of one on each device at a time
+    and of stacks, all in turns. Those of a stack take turns as well, as on a CPU they do; one stack
+    is vectorised, as elsewhere."""
     recipe = kd.Recipe(0, 60, 128, 1e-3, "onecycle")
     table = np.zeros((LABELS, 10), np.float32)
     batch = next(utils.batches(data.train, 128, 0, 1, teacher_logits=table))
@@ -84,12 +86,12 @@ def steps(kd, tuning, data):
             jax.block_until_ready(found)
             if turn:  # the first compiles
                 times[name].append(1e3 * (time.perf_counter() - begun) / count / repeats)
-    return {name: round(statistics.median(x), 2) for name, x in times.items()}
+    return {name: [round(x, 3) for x in of] for name, of in times.items()}
 
 
 def whole_runs(kd, tuning, data, folder):
-    """Median seconds of each part of 16 single runs, one after the other, and of one program with
-    all 16."""
+    """Seconds of each part in each turn, of 16 single runs, one after the other, and of one program
+    with all 16."""
     teacher = tuning.TeacherCNN(rngs=nnx.Rngs(0))
     config = kd.Config()
     recipe = kd.student_recipe(config, LABELS)
@@ -110,51 +112,47 @@ def whole_runs(kd, tuning, data, folder):
         for part, seconds in clock.seconds.items():
             found.setdefault(name, {}).setdefault(part, []).append(seconds)
 
+    def singles(name, own, turn):
+        for seed in SEEDS:
+            for cell in CELLS:
+                how = recipe._replace(seed=seed), f"{folder}/{turn}/{name}"
+                kd.train_student_with_distillation(teacher, own, data.train, *how, *cell)
+
+    def together(name, turn):
+        config = tuning.Config(output_dir=f"{folder}/{turn}/{name}")
+        tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
+
+    todo = {
+        "single": functools.partial(singles, own=hardly),
+        "single_scored": functools.partial(singles, own=scored),
+        "stack": together,
+    }
     for turn in range(TURNS):
-        for name, own in (("single_scored", scored), ("single", hardly)):
+        for name, train in common.rotated(todo.items(), turn):
             with timed(name):
-                for seed in SEEDS:
-                    for cell in CELLS:
-                        how = recipe._replace(seed=seed), f"{folder}/{turn}/{name}"
-                        kd.train_student_with_distillation(teacher, own, data.train, *how, *cell)
-        config = tuning.Config(output_dir=f"{folder}/{turn}/stack")
-        with timed("stack"):
-            tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
+                train(name, turn=turn)
         print(f"turn {turn + 1} of {TURNS}", flush=True)
     return {
-        name: {part: round(statistics.median(seconds), 1) for part, seconds in parts.items()}
-        for name, parts in found.items()
+        name: {part: [round(x, 2) for x in seconds] for part, seconds in found[name].items()}
+        for name in todo
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.parse_args()
-    # On the CPU, or on what JAX finds or is told to take.
-    common.in_environment(common.environment(True, os.environ.get("JAX_PLATFORMS", "")))
+    wanted = common.environment(True)
+    if os.environ != wanted:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
     utils.use_all_cores()
-    kd = load("examples/15_knowledge_distillation.py")
-    tuning = load("examples/advanced/knowledge_distillation.py")
-    data = random_data(LABELS)
-    found = steps(kd, tuning, data)
-    print("milliseconds a step and student:", found, flush=True)
+    kept = common.Kept("stacked")
+    kd, tuning, data = load(common.SCRIPT), load(common.TUNING), random_data(LABELS)
+    found = kept.measure("steps", steps, kd, tuning, data)
     with tempfile.TemporaryDirectory() as folder:
-        whole = whole_runs(kd, tuning, data, folder)
-    print("seconds of 16 students:", whole)
-    seconds = {name: parts["whole"] for name, parts in whole.items()}
-    result = {
-        "step_milliseconds_per_student": found,
-        "step_ratio_16": round(found["stack of 16"] / found["single"], 3),
-        "step_ratio_16_vectorised": round(
-            found["stack of 16, vectorised"] / found["stack of 16"], 3
-        ),
-        "turns": TURNS,
-        "run_seconds_of_16": whole,
-        "run_ratio_16": round(seconds["stack"] / seconds["single"], 3),
-        "run_ratio_16_scored": round(seconds["stack"] / seconds["single_scored"], 3),
-    }
-    result |= common.about("python tests/benchmarks/stacked.py")
-    common.write("stacked", result)
+        whole = kept.measure("runs", whole_runs, kd, tuning, data, folder)
+    kept.write("python tests/benchmarks/stacked.py", {"steps": found, "runs": whole})
+    print("median milliseconds a step and student:", {k: np.median(x) for k, x in found.items()})
+    print("median seconds of 16:", {k: np.median(x["whole"]) for k, x in whole.items()})
 
 
 if __name__ == "__main__":
