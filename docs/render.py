@@ -344,23 +344,27 @@ def table_in_turns(what):
 def table_stacked(what):
     """A step of many students in one program against one of script 15's, or whole runs of 16."""
     stacked = read("stacked")
+    found = stacked[what]
+    note = f"{timed(stacked)}: medians of {{}} in turns, with the least and the greatest"
     if what == "steps":
-        steps = stacked["step_milliseconds_per_student"]
+        single, rows = np.array(found["single"]), []
+        for name, each in found.items():
+            rows.append([name, spread(each, 1), spread(each / single, 2)])
         header = ["", "ms a student's step", "÷ single"]
-        rows = [[name, f"{x:.1f}", f"{x / steps['single']:.2f}"] for name, x in steps.items()]
-        return markdown(header, rows) + f"\n\n{timed(stacked)}: medians of rounds in turns."
-    runs, rows = stacked["run_seconds_of_16"], []
-    header = ["", *runs["single"], "÷ single"]
+        note = note.format(f"{len(single)} rounds")
+        return markdown(header, rows) + f"\n\n{note}, also of the quotients within a round."
+    single, rows = np.array(found["single"]["whole"]), []
     for name, title in (
         ("single", "16 single runs, scored on one image"),
         ("single_scored", "16 single runs, scored as script 15 does"),
         ("stack", "one run of 16 students, never scored"),
     ):
-        seconds = [f"{runs[name].get(part, 0):.1f}" for part in runs["single"]]
-        rows.append([title, *seconds, f"{runs[name]['whole'] / runs['single']['whole']:.2f}"])
-    turns = stacked.get("turns", 1)
-    note = f"medians of {turns}, in turns" if turns > 1 else "one run of each"
-    return markdown(header, rows) + f"\n\nSeconds. {timed(stacked)}: {note}."
+        whole, nothing = np.array(found[name]["whole"]), [0.0] * len(single)
+        parts = (np.median(found[name].get(part, nothing)) for part in found["single"])
+        *seconds, _ = (f"{x:.1f}" for x in parts)
+        rows.append([title, *seconds, spread(whole, 1), spread(whole / single, 2)])
+    header = ["", *found["single"], "÷ single"]
+    return markdown(header, rows) + f"\n\nSeconds. {note.format(f'{len(single)} runs')}."
 
 
 def table_variant(name):
@@ -660,7 +664,14 @@ def value(key):
         part, title = what.split(".", 1)
         return f"{read(name)[part]['ratios'][title][0]:.2f}"
     if name == "stacked":
-        return f"{read(name)[what]:.2f}"
+        steps, runs = read(name)["steps"], read(name)["runs"]
+        a, b = {
+            "step_ratio_16": (steps["stack of 16"], steps["single"]),
+            "step_ratio_16_vectorised": (steps["stack of 16, vectorised"], steps["stack of 16"]),
+            "run_ratio_16": (runs["stack"]["whole"], runs["single"]["whole"]),
+            "run_ratio_16_scored": (runs["stack"]["whole"], runs["single_scored"]["whole"]),
+        }[what]
+        return f"{np.median(np.array(a) / b):.2f}"
     if name in VARIANTS:
         return value_of_variant(name, what)
     experiment = read(name)
