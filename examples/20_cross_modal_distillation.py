@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import utils
-from fast import conv  # the same convolution, faster to train on the CPU
+from fast import conv, max_pool  # those of nnx, faster to train on the CPU
 from flax import nnx
 from matplotlib.figure import Figure
 
@@ -109,13 +109,6 @@ def encode(texts, vocabulary, length=16):
 
 
 # %% Models
-
-
-def max_pool(x):
-    """`nnx.max_pool(x, (2, 2), (2, 2))` of [B, H, W, C], its gradient faster on the CPU."""
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2  # an odd last row or column has no partner
-    x = jax.lax.select(x[:, :h:2] < x[:, 1:h:2], x[:, 1:h:2], x[:, :h:2])  # max() can err: guide
-    return jax.lax.select(x[:, :, :w:2] < x[:, :, 1:w:2], x[:, :, 1:w:2], x[:, :, :w:2])
 
 
 class StudentCNN(nnx.Module):
