@@ -163,7 +163,7 @@ def test_jobs_are_added_to_those_of_the_same_code(kept, monkeypatch):
 
 def test_a_stopped_job_ends_what_it_ran(tmp_path):
     job = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
-    ends_with(143, f"compare.measure(['-c', {job!r}], {str(tmp_path)!r}, None)")
+    ends_what_it_started(f"compare.measure(['-c', {job!r}], {str(tmp_path)!r}, None)")
 
 
 def test_a_stopped_comparison_ends_its_workers(tmp_path):
@@ -172,11 +172,11 @@ def test_a_stopped_comparison_ends_its_workers(tmp_path):
         "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
     )
     compare_with = f"setattr(compare, '__file__', {str(tmp_path / 'deaf.py')!r})"
-    ends_with(143, f"({compare_with}, compare.listen(compare.started(stack, 'ours', '.')))")
+    ends_what_it_started(f"({compare_with}, compare.listen(compare.started(stack, 'ours', '.')))")
 
 
-def ends_with(status, what):
-    """Of a process that does this and gets SIGTERM: the status, and what it has started is gone."""
+def ends_what_it_started(what):
+    """A process that does this and gets SIGTERM says so, and what it had started is gone."""
     script = f"""
 import contextlib
 import common, compare
@@ -190,7 +190,7 @@ common.run(main)
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as benchmark:
         pid = int(benchmark.stderr.readline())
         benchmark.terminate()
-        assert benchmark.wait(30) == status
+        assert benchmark.wait(30) == 143
         assert benchmark.stderr.read().splitlines()[-1].startswith("Stopped.")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
