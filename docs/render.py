@@ -672,7 +672,7 @@ def value(key):
             "run_ratio_16_scored": (runs["stack"]["whole"], runs["single_scored"]["whole"]),
         }[what]
         return f"{np.median(np.array(a) / b):.2f}"
-    if name in VARIANTS:
+    if name.removeprefix("before/") in VARIANTS:
         return value_of_variant(name, what)
     experiment = read(name)
     baseline, distilled, gain, (low, high), wins = paired(experiment)
