@@ -1,5 +1,6 @@
 """What is faster to train on the CPU: the convolution of `nnx.Conv` where images have one channel,
-and the pooling of `nnx.max_pool`. Values and gradients are the same, to float32 rounding."""
+and the pooling of `nnx.max_pool`. Of finite numbers, values and gradients are the same, to float32
+rounding."""
 
 import functools
 import itertools
@@ -56,7 +57,8 @@ def shifted_sum(images, kernel, padding):
 
 
 def max_pool(x):
-    """`nnx.max_pool(x, (2, 2), (2, 2))` of [B, H, W, C], whose gradient is slow on the CPU."""
+    """The same as `nnx.max_pool(x, (2, 2), (2, 2))` of finite [B, H, W, C], and its gradient, which
+    is slow on the CPU when XLA derives it."""
     batch, height, width, channels = x.shape
     h, w = height // 2, width // 2  # an odd last row or column has no partner
     x = x[:, : 2 * h, : 2 * w].reshape(batch, h, 2, w, 2, channels)
