@@ -366,6 +366,8 @@ def hinton_tuning():
 
 
 def main(arguments):
+    if {"-h", "--help"} & set(arguments[:1]):
+        return print(__doc__.strip())
     os.chdir(ROOT)
     RESULTS.mkdir(exist_ok=True)
     if len(arguments) > 2 and arguments[0] == "again" and arguments[1] in VARIANTS:

@@ -8,6 +8,7 @@ A block stands between `<!-- table: results -->` (or `code: FILE NAME`, `config:
 `<!-- value: default.gain -->` and `<!-- end -->`.
 """
 
+import argparse
 import ast
 import hashlib
 import io
@@ -850,4 +851,6 @@ def main(check=False):
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    line = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    line.add_argument("--check", action="store_true", help="only say what is out of date")
+    sys.exit(main(line.parse_args().check))

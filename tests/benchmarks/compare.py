@@ -349,10 +349,10 @@ def write(kept, part, content):
 
 def main():
     line = parser(__doc__)
-    line.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts")
-    line.add_argument("--rounds", type=int, default=15, help="of the steps, a multiple of 5")
-    line.add_argument("--repeats", type=int, default=3, help="of the jobs")
-    line.add_argument("--add", action="store_true", help="the jobs to those of an earlier run")
+    line.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts; else both")
+    line.add_argument("--rounds", type=int, default=15, help="of steps, a multiple of 5; else 15")
+    line.add_argument("--repeats", type=int, default=3, help="of each job; else 3")
+    line.add_argument("--add", action="store_true", help="add new jobs to the kept ones")
     line.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
     flags = line.parse_args()
     folder, found = flags.data_dir, None

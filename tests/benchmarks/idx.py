@@ -12,7 +12,7 @@ import numpy as np
 def parser(text):
     """A command line that begins with the folder of the data; `text` is the file's docstring."""
     parser = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("data_dir", type=folder, help="folder with the four MNIST files")
+    parser.add_argument("data_dir", type=folder, help="the four MNIST files, packed (.gz)")
     return parser
 
 
