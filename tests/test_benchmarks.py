@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -146,9 +147,33 @@ def test_a_part_is_written_beside_the_other(kept):
         some = kept()
         assert some.measure("one", lambda: 1) == 1
         some.write("command", {"rounds": 3}, part)
-        assert not some.path.exists()
     found = json.loads((common.RESULTS / "some.json").read_text())
     assert {part: found[part]["rounds"] for part in found} == {"steps": 3, "jobs": 3}
+
+
+def test_what_is_written_is_forgotten_and_the_rest_kept(kept):
+    some = kept()
+    for key in ("steps, 1", "jobs, 1"):
+        some.measure(key, lambda: 1)
+    some.forget("steps")
+    assert kept().found == {"jobs, 1": 1}
+    some.forget()
+    assert not some.path.exists()
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff"])
+def test_a_damaged_file_is_named(kept, text):
+    path = kept().path
+    path.write_bytes(text)
+    with pytest.raises(utils.UserError, match=re.escape(f"{path}: is damaged")):
+        kept()
+
+
+def test_what_another_version_measured_is_refused_aloud(kept, monkeypatch, capsys):
+    kept().measure("one", lambda: 1)
+    monkeypatch.setattr(common, "code", lambda: "other")
+    assert kept().found == {}
+    assert "measured anew" in capsys.readouterr().out
 
 
 def test_jobs_are_added_to_those_of_the_same_code(kept, monkeypatch):
@@ -175,8 +200,15 @@ def test_a_stopped_comparison_ends_its_workers(tmp_path):
     ends_what_it_started(f"({compare_with}, compare.listen(compare.started(stack, 'ours', '.')))")
 
 
-def ends_what_it_started(what):
-    """A process that does this and gets SIGTERM says so, and what it had started is gone."""
+def test_a_stopped_task_ends(tmp_path):
+    (tmp_path / "task.py").write_text(
+        "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+    )
+    ends_what_it_started(f"common.ask({str(tmp_path / 'task.py')!r}, env=None)", signal.SIGHUP)
+
+
+def ends_what_it_started(what, signal_number=signal.SIGTERM):
+    """A process that does this and is stopped says so, and what it had started is gone."""
     script = f"""
 import contextlib
 import common, compare
@@ -189,8 +221,9 @@ common.run(main)
     command = [sys.executable, "-c", script]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as benchmark:
         pid = int(benchmark.stderr.readline())
-        benchmark.terminate()
-        assert benchmark.wait(30) == 143
+        time.sleep(0.5)  # until it waits for what it has started
+        benchmark.send_signal(signal_number)
+        assert benchmark.wait(30) == 128 + signal_number
         assert benchmark.stderr.read().splitlines()[-1].startswith("Stopped.")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

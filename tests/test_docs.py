@@ -123,11 +123,11 @@ def test_each_search_gets_devices_of_its_own(monkeypatch):
     commands, ran = [], []
     monkeypatch.chdir(ROOT)
 
-    def run(command, **_):
+    def started(command):
         commands.append(command[2:])
-        return subprocess.CompletedProcess(command, 0 if len(commands) < 2 else 130)
+        return (0 if len(commands) < 2 else 130), None
 
-    monkeypatch.setattr(measure.subprocess, "run", run)
+    monkeypatch.setattr(measure, "started", started)
     monkeypatch.setattr(measure, "variant", ran.append)
     with pytest.raises(SystemExit, match="130"):
         measure.main(["limited_tuning", "controls", "hinton_tuning", "hinton"])

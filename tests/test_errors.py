@@ -224,13 +224,23 @@ def test_interrupt(tmp_path, line):
     assert error == "\nStopped. The same command goes on from the last checkpoint.\n"
 
 
-def test_closed_standard_streams(tmp_path):
+def test_closed_standard_streams_in_a_notebook(tmp_path):
     script = f"{sys.executable} '{EXAMPLES / '14_student_baseline.py'}' --dataset digits --quick"
     done = subprocess.run(
-        f"exec {script} --epochs 1 --output-dir '{tmp_path}' <&- >&- 2>&-", shell=True, check=False
-    )
+        f"exec {script} --epochs 1 --output-dir '{tmp_path}' <&- >&- 2>&-", shell=True, check=False,
+        env=os.environ | {"MPLBACKEND": "module://of_a_notebook"},  # as if started there
+    )  # fmt: skip
     assert done.returncode == 0
     assert (tmp_path / "results.json").exists()
+
+
+def test_a_platform_that_jax_does_not_know(tmp_path):
+    command = [sys.executable, SCRIPT, "--dataset", "digits", "--output-dir", tmp_path / "out"]
+    env = os.environ | {"JAX_PLATFORMS": "abacus"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert "JAX_PLATFORMS abacus: " in line
 
 
 def test_a_real_process(tmp_path):

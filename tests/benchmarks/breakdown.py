@@ -19,7 +19,6 @@ import math
 import os
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -86,12 +85,7 @@ class Clock:
 
 def ask(task, folder, env, cwd=None, **how):
     """What one of the TASKS returns in a process of its own."""
-    command = [sys.executable, __file__, str(folder), "--task", json.dumps([task, how])]
-    own = {"start_new_session": True}  # Ctrl+C is for the parent, which ends it
-    done = subprocess.run(
-        command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True, **own
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return common.ask(__file__, str(folder), "--task", json.dumps([task, how]), env=env, cwd=cwd)
 
 
 def timed_job(folder, flags):
@@ -265,6 +259,7 @@ def main():
     content["parts"] = kept.measure("parts", parts, folder)
     content |= kept.measure("growth", ask, "growth", folder, common.environment(True))
     kept.write("python tests/benchmarks/breakdown.py DATA_DIR", content)
+    kept.forget()
     print(json.dumps(content, indent=1))
 
 

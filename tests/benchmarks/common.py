@@ -9,9 +9,9 @@ import platform
 import random
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
-from subprocess import CalledProcessError
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -32,16 +32,41 @@ def run(main):
         print("Stopped. The same command goes on with what it has measured.", file=sys.stderr)
         sys.exit(128 + signal_number)
 
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(signal_number, stop)
     try:
         main()
     except Exception as error:
         from utils import UserError
 
-        if not isinstance(error, (UserError, OSError, json.JSONDecodeError, CalledProcessError)):
+        known = UserError, OSError, json.JSONDecodeError, subprocess.CalledProcessError
+        if not isinstance(error, known):
             raise
         sys.exit(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}")
+
+
+def ask(script, *arguments, env, cwd=None):
+    """The JSON in the last line that a script prints, in a process of its own. Stopped, this one
+    ends it; there an exception raised by a signal would get lost inside of JAX."""
+    command = [sys.executable, script, *arguments]
+    own = {"start_new_session": True}  # Ctrl+C is for the parent, which ends it
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True, check=True, **own
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def read_json(path):
+    """What a file of results holds, a dict; {} if there is none. Raises UserError if it is
+    damaged."""
+    from utils import require
+
+    try:
+        found = json.loads(path.read_text()) if path.exists() else {}
+    except ValueError:
+        found = None
+    require(isinstance(found, dict), f"{path}: is damaged; move it away to measure anew")
+    return found
 
 
 def environment(tuned):
@@ -105,40 +130,50 @@ def code():
 
 class Kept:
     """What a benchmark has measured, in runs/benchmarks/<name>.json. Stopped, it goes on from there
-    with the same code, versions and machine; `write` makes a result of it."""
+    with the same code, versions and machine; `write` makes a result of it, and `forget` ends it."""
 
     def __init__(self, name, packages=()):
         self.name, self.packages = name, packages
         self.path, self.code = ROOT / "runs" / "benchmarks" / f"{name}.json", code()
         now = about("", packages) | {"code": self.code}
         self.of = {key: now[key] for key in ("device", "versions", "code")}
-        found = json.loads(self.path.read_text()) if self.path.exists() else {}
-        self.found = found.get("found", {}) if found.get("of") == self.of else {}
+        found = read_json(self.path)
+        same = found.get("of") == self.of
+        self.found = found.get("found", {}) if same else {}
+        if found and not same:
+            print(f"{self.path}: of other code, versions or another machine; measured anew")
         RESULTS.mkdir(parents=True, exist_ok=True)  # told now if that cannot be
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(self, key, task, *args):
         """What was measured as `key` before or, now, by the task: things that JSON can hold."""
-        from utils import write_whole
-
         if key in self.found:
             print(f"{key}: measured before", flush=True)
         else:
             self.found[key] = task(*args)
-            text = json.dumps({"of": self.of, "found": self.found})
-            write_whole(self.path, text.encode())
+            self._keep()
         return self.found[key]
 
+    def _keep(self):
+        from utils import write_whole
+
+        write_whole(self.path, json.dumps({"of": self.of, "found": self.found}).encode())
+
+    def forget(self, part=""):
+        """Ends what has been written: what was measured under keys that begin with `part`."""
+        self.found = {key: of for key, of in self.found.items() if not key.startswith(part)}
+        if self.found:
+            self._keep()
+        else:
+            self.path.unlink(missing_ok=True)
+
     def write(self, command, content, part=None):
-        """Writes docs/results/<name>.json, or a part of it beside the others, and forgets what was
-        measured on the way."""
+        """Writes docs/results/<name>.json, or a part of it beside the others."""
         from utils import write_whole
 
         path = RESULTS / f"{self.name}.json"
         result = about(command, self.packages) | {"code": self.code} | content
         if part:
-            before = json.loads(path.read_text()) if path.exists() else {}
-            result = before | {part: result}
+            result = read_json(path) | {part: result}
         text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
         write_whole(path, text.encode())
-        self.path.unlink(missing_ok=True)

@@ -32,7 +32,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import HERE, RESULTS, SCRIPT, Kept, check_data, environment, run, shuffled
+from common import HERE, RESULTS, SCRIPT, Kept, check_data, environment, read_json, run, shuffled
 from idx import parser
 
 RESULT = RESULTS / "compare.json"
@@ -309,7 +309,7 @@ def run_job(name, folder):
 
 def earlier_jobs(kept):
     """The runs of an earlier command, to add to; none if they cannot be compared."""
-    found = json.loads(RESULT.read_text()).get("jobs", {}) if RESULT.exists() else {}
+    found = read_json(RESULT).get("jobs", {})
     alike = all(found.get(key) == of for key, of in kept.of.items())
     return found["runs"] if alike and found["runs"].keys() == JOBS.keys() else None
 
@@ -376,6 +376,8 @@ def main():
         write(kept, "steps", steps(kept, folder, flags.rounds))
     if flags.only != "steps":
         write(kept, "jobs", jobs(kept, folder, flags.repeats, found))
+    # Not before both are written: a command for both, stopped in the jobs, has its steps.
+    kept.forget(flags.only or "")
     return None
 
 

@@ -9,9 +9,16 @@ from pathlib import Path
 import numpy as np
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
 def parser(text):
     """A command line that begins with the folder of the data; `text` is the file's docstring."""
-    parser = argparse.ArgumentParser(description=text.split("\n\n")[0], allow_abbrev=False)
+    parser = Parser(description=text.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("data_dir", type=folder, help="the four MNIST files, packed (.gz)")
     return parser
 

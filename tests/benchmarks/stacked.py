@@ -1,25 +1,26 @@
-"""Times many students in one program against as many single runs of script 15's student, in one
-process. Writes docs/results/stacked.json.
+"""Times many students in one program against as many single runs of script 15's student. Writes
+docs/results/stacked.json.
 
     python tests/benchmarks/stacked.py    # about 20 minutes on 2 CPU cores
 
 The step alone on random images, for stacks of 1 to 64, in turns; and whole runs of 16 students on
-1,000 images, with batches and checkpoints, and a clock around what they call. The single runs are
-timed twice: as script 15 has them, scored ten times on 10,000 images, and on one image only, since
-the stack is never scored. They take turns, three times. Stopped, the same command goes on from part
-to part.
+1,000 images, with batches and checkpoints, and a clock around what they call, each in a process of
+its own, three times in turns. The single runs are timed twice: as script 15 has them, scored ten
+times on 10,000 images, and on one image only, since the stack is never scored. Stopped, the same
+command goes on from turn to turn.
 """
 
 import argparse
 import contextlib
 import functools
+import json
 import os
-import sys
 import tempfile
 import time
 from unittest import mock
 
 import common
+import idx
 import jax
 import numpy as np
 import utils
@@ -29,6 +30,9 @@ from measure import load
 
 SEEDS, CELLS = list(range(4)), [(1.0, 0.1), (3.0, 0.5), (8.0, 0.1), (1.0, 1.0)]
 LABELS, ROUNDS, TURNS = 1000, 9, 3
+OTHERS = 16  # recipes that a step has been compiled for before
+KINDS = ("single", "single_scored", "stack")
+PARTS = ("compilation", "inference", "checkpoints", "steps and batches")
 
 
 def random_data(images):
@@ -39,11 +43,11 @@ def random_data(images):
     return utils.Data("random", "drawn", split, split, "test")
 
 
-def alone(kd, recipe, batch, device):
+def alone(kd, recipe, batch, device, jitted=None):
     """The step of script 15's student on a device."""
     student = kd.StudentCNN(rngs=nnx.Rngs(0))
     modules = student, None, kd.make_optimizer(student, recipe, LABELS)
-    step = nnx.cached_partial(kd.train_student_step, *utils.put(modules, device))
+    step = nnx.cached_partial(jitted or kd.train_student_step, *utils.put(modules, device))
     return lambda: step(jax.device_put(batch, device), 3.0, 0.5)
 
 
@@ -60,6 +64,11 @@ def steps(kd, tuning, data):
         several = [first, *others]
         name = f"{len(several)} singles at a time, a device each"
         todo[name] = (len(several), lambda: [step() for step in several])
+    jitted = nnx.jit(kd.train_student_step.__wrapped__)
+    for _ in range(OTHERS + 1):
+        last = alone(kd, recipe, batch, jax.devices()[0], jitted)
+        last()  # compiles, for an optimizer of its own
+    todo[f"single, after {OTHERS} others with optimizers of their own"] = (1, last)
     for seeds, cells, vectorised in (
         *((seeds, cells, False) for seeds, cells in ((1, 1), (1, 4), (4, 4), (4, 8), (4, 16))),
         (4, 4, True),
@@ -89,73 +98,78 @@ def steps(kd, tuning, data):
     return {name: [round(x, 3) for x in of] for name, of in times.items()}
 
 
-def whole_runs(kd, tuning, data, folder):
-    """Seconds of each part in each turn, of 16 single runs, one after the other, and of one program
-    with all 16."""
+def whole(kd, tuning, data, kind):
+    """Seconds of each part: of 16 single runs, one after the other, or of one program with all 16.
+    Their checkpoints lie where it is called."""
     teacher = tuning.TeacherCNN(rngs=nnx.Rngs(0))
-    config = kd.Config()
-    recipe = kd.student_recipe(config, LABELS)
     scored = data._replace(test=random_data(10_000).test)
     hardly = data._replace(test=data.test.take(slice(1)))
-    clock, found = Clock(), {}
+    clock = Clock()
     jax.monitoring.register_event_duration_secs_listener(clock.compiled)
     clock.around(utils, "predict", "inference")
     for name in ("_save", "restore"):
         clock.around(utils.Phase, name, "checkpoints")
 
-    @contextlib.contextmanager
-    def timed(name):
-        clock.seconds = {}
-        with clock.part("steps and batches"):
-            yield
-        clock.seconds["whole"] = sum(clock.seconds.values())
-        for part, seconds in clock.seconds.items():
-            found.setdefault(name, {}).setdefault(part, []).append(seconds)
-
-    def singles(name, own, turn):
+    def singles(own):
+        recipe = kd.student_recipe(kd.Config(), LABELS)
         for seed in SEEDS:
             for cell in CELLS:
-                how = recipe._replace(seed=seed), f"{folder}/{turn}/{name}"
+                how = recipe._replace(seed=seed), "single"
                 kd.train_student_with_distillation(teacher, own, data.train, *how, *cell)
 
-    def together(name, turn):
-        config = tuning.Config(output_dir=f"{folder}/{turn}/{name}")
+    def together():
+        config = tuning.Config(output_dir="stack")
         tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
 
-    todo = {
-        "single": functools.partial(singles, own=hardly),
-        "single_scored": functools.partial(singles, own=scored),
+    train = {
+        "single": functools.partial(singles, hardly),
+        "single_scored": functools.partial(singles, scored),
         "stack": together,
-    }
+    }[kind]
+    with (
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),  # an epoch's line each, some 1,000 of them
+        clock.part("steps and batches"),
+    ):
+        train()
+    parts = {name: round(clock.seconds.get(name, 0.0), 2) for name in PARTS}
+    return parts | {"whole": round(sum(parts.values()), 2)}
+
+
+def ask(*task):
+    """What a task returns in a process and a folder of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        how = {"env": common.environment(True), "cwd": folder}
+        return common.ask(__file__, "--task", *task, **how)
+
+
+def whole_runs(kept):
+    """Of each kind the seconds of each part in each turn."""
+    found = {kind: {part: [] for part in (*PARTS, "whole")} for kind in KINDS}
     for turn in range(TURNS):
-        for name, train in common.rotated(todo.items(), turn):
-            # An epoch's line each, some 3,000 of them.
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), timed(name):
-                train(name, turn=turn)
+        for kind in common.rotated(KINDS, turn):
+            for part, seconds in kept.measure(f"{kind}, turn {turn + 1}", ask, kind).items():
+                found[kind][part].append(seconds)
         print(f"turn {turn + 1} of {TURNS}", flush=True)
-    return {
-        name: {part: [round(x, 2) for x in seconds] for part, seconds in found[name].items()}
-        for name in todo
-    }
+    return found
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
-    parser.parse_args()
-    wanted = common.environment(True)
-    if os.environ != wanted:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)
-    utils.use_all_cores()
+    line = idx.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    line.add_argument("--task", choices=("steps", *KINDS), help=argparse.SUPPRESS)
+    if task := line.parse_args().task:
+        utils.use_all_cores()
+        given = load(common.SCRIPT), load(common.TUNING), random_data(LABELS)
+        print(json.dumps(steps(*given) if task == "steps" else whole(*given, task)))
+        return
     kept = common.Kept("stacked")
-    kd, tuning, data = load(common.SCRIPT), load(common.TUNING), random_data(LABELS)
-    found = kept.measure("steps", steps, kd, tuning, data)
-    with tempfile.TemporaryDirectory() as folder:
-        whole = kept.measure("runs", whole_runs, kd, tuning, data, folder)
-    kept.write("python tests/benchmarks/stacked.py", {"steps": found, "runs": whole})
+    found, runs = kept.measure("steps", ask, "steps"), whole_runs(kept)
+    kept.write("python tests/benchmarks/stacked.py", {"steps": found, "runs": runs})
+    kept.forget()
     for name, each in found.items():
         print(f"{name:50} {np.median(each):6.1f} ms a step and student")
-    for name, parts in whole.items():
-        print(f"16 students, {name:37} {np.median(parts['whole']):6.1f} s")
+    for kind, parts in runs.items():
+        print(f"16 students, {kind:37} {np.median(parts['whole']):6.1f} s")
 
 
 if __name__ == "__main__":
