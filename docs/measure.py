@@ -132,14 +132,33 @@ def write(name, content):
     utils.write_whole(RESULTS / f"{name}.json", text.encode())
 
 
+RUNNING = []  # the process that this one waits for
+
+
+def started(command, **how):
+    """The exit status of a command and, through a pipe, what it printed on stderr."""
+    with subprocess.Popen(command, cwd=ROOT, **how) as process:
+        RUNNING[:] = [process]
+        errors = process.communicate()[1]
+    RUNNING.clear()
+    return process.returncode, errors
+
+
+def stop(signal_number, _):
+    """Ends at once, with what it runs: raised inside of JAX, an exception may get lost."""
+    for process in RUNNING:
+        process.kill()
+    print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+    os._exit(128 + signal_number)
+
+
 def run(script, flags, seed, folder):
     """Runs a script with a seed, in a process of its own; the report that it left. `4N` among
     the flags stands for four times the seed. Raises UserError if the script fails."""
     flags = [str(4 * seed) if flag == "4N" else flag for flag in flags]
     command = [sys.executable, script, "--seed", str(seed), "--output-dir", folder, *flags]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise utils.UserError(f"{' '.join(command[1:])}: {done.stderr}")
+    status, errors = started(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    utils.require(status == 0, f"{' '.join(command[1:])}: {errors}")
     return json.loads((ROOT / folder / "results.json").read_text())
 
 
@@ -384,7 +403,8 @@ def main(arguments):
         if wanted in searches and len(names) > 1:
             # In a process of its own: JAX takes its devices once, and searches differ in them.
             command = [sys.executable, str(ROOT / "docs" / "measure.py"), wanted]
-            if status := subprocess.run(command, check=False).returncode:
+            status, _ = started(command)
+            if status:
                 sys.exit(status)
             continue
         BEGUN[wanted] = time.perf_counter()
@@ -393,14 +413,11 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    # Stopped, it takes the script that it runs with it.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
     utils.tune_malloc()
     try:
         main(sys.argv[1:])
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        sys.exit(130)
     except (utils.UserError, OSError) as error:
         print(f"measure.py: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
