@@ -10,7 +10,7 @@
 A trained network teaches a fresh copy of itself, and that the next ("born again"); inside of one
 network the last exit teaches earlier ones. Twins without a teacher tell what that was worth.
 
-    python examples/18_self_distillation.py           # 1,000 labels: 2 to 3 minutes
+    python examples/18_self_distillation.py           # 1,000 labels: 1 to 2 minutes
     python examples/18_self_distillation.py --quick   # a first look: under a minute
 
 Times are for 2 CPU cores. Furlanello et al.: Born-Again Neural Networks, 2018, arXiv:1805.04770.

@@ -42,6 +42,10 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+# A notebook hands its own on to what it starts, where matplotlib may not know it.
+if os.environ.get("MPLBACKEND", "").startswith("module://") and "IPython" not in sys.modules:
+    del os.environ["MPLBACKEND"]
+
 START = time.perf_counter()
 CLAIMED = []  # the lock file of the output folder
 TIMES = {}  # "first_step": seconds from START to the end of the first training step
@@ -164,6 +168,10 @@ def start(config, share=True):
     check_flags(config)
     if share:
         use_all_cores()
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        raise UserError(f"JAX_PLATFORMS {jax.config.jax_platforms}: {_brief(error)}") from None
     data = load_data(config.dataset, config.data_dir, getattr(config, "holdout", 0), config.quick)
     claim(config.output_dir)
     print(f"Data: {data}", flush=True)
