@@ -18,6 +18,7 @@ Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv
 """
 
 import dataclasses
+import functools
 import time
 from typing import NamedTuple
 
@@ -152,6 +153,14 @@ class Recipe(NamedTuple):
     schedule: str
 
 
+@functools.cache  # so that equal recipes share a compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
+
+
 def train_network(name, network, recipe, data, config, table=None, random=False, **how):
     """Trains a teacher on labels, or a student on labels and a table [N, K, C] of its teachers'
     logits by the images' index (`random`: on one of them a step). Returns it and its Phase."""
@@ -161,10 +170,9 @@ def train_network(name, network, recipe, data, config, table=None, random=False,
     more |= {"random": True} if random else {}
     if phase := utils.find_run(name, model, recipe, data, config, **more):
         return model, phase
-    rate, steps = recipe.learning_rate, recipe.epochs * (len(data.train.label) // recipe.batch_size)
-    if recipe.schedule == "onecycle":
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    steps = recipe.epochs * (len(data.train.label) // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
     phase = utils.Phase(name, config.output_dir, recipe, data, **more)
     step = utils.bind(ensemble_step, model, optimizer)
     for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
@@ -225,7 +233,6 @@ def student_recipe(config, labels):
 def plan(config, data):
     """Recipe and data of each teacher, then the students' recipe and data."""
     quick, digits, total = config.quick, data.name == "digits", len(data.train.label)
-    count = utils.given(config.teachers, 2 if quick else 4)
     images, most = min(3_000, total // 2 if config.subsets else total), total - int(config.subsets)
     images = total if config.teacher_labels == "all" else int(config.teacher_labels or images)
     utils.require(128 <= images <= most, f"--teacher-labels {images}: must be from 128 to {most}")
@@ -233,7 +240,7 @@ def plan(config, data):
     rate = 1e-3 if config.schedule == "constant" else 5e-3
     how = utils.given(config.teacher_epochs, epochs), 128, rate, config.schedule
     teachers, first = [], config.teacher_seed
-    for seed in range(first, first + count):
+    for seed in range(first, first + utils.given(config.teachers, 2 if quick else 4)):
         split = utils.take_labels(data.train, images, seed if config.subsets else first)
         teachers.append((Recipe(seed % 2**32, *how), data._replace(train=split)))
     labels = config.labels or (200 if quick else 300 if digits else 1000)

@@ -18,6 +18,7 @@ Zhang et al.: Be Your Own Teacher, 2019, arXiv:1905.08094.
 """
 
 import dataclasses
+import functools
 import time
 from typing import NamedTuple
 
@@ -154,13 +155,20 @@ class Recipe(NamedTuple):
     schedule: str
 
 
+@functools.cache  # so that equal recipes share a compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
+
+
 def train_fresh(name, network, loss, recipe, data, config, tables, **weights):
     """Trains a fresh network, with its teacher's `tables` by index. Returns it and its Phase."""
     model = network(rngs=nnx.Rngs(recipe.seed))  # no weight comes from the teacher
-    rate, steps = recipe.learning_rate, recipe.epochs * (len(data.train.label) // recipe.batch_size)
-    if recipe.schedule == "onecycle":
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    steps = recipe.epochs * (len(data.train.label) // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
     more = weights | {key: utils.digest(table) for key, table in tables.items()}
     phase = utils.Phase(name.replace(" ", "_"), config.output_dir, recipe, data, **more)
     cached_step = utils.bind(loss_step, model, optimizer)
@@ -190,9 +198,8 @@ def train_all(config, count, recipe, data):
         add(name, born_again_loss, k, says={"teacher_logits": before}, **born_again)
         said[name] = utils.predict_by_index(runs[name][0], data.train)
         add(f"twin {k}", label_loss, k)
-    sure = np.asarray(jax.nn.softmax(said["baseline"])).max(-1)
-    add("confidence-weighted", label_loss, 1, says={"weight": sure})
-    rng = np.random.default_rng([recipe.seed, 10])
+    sure, rng = jax.nn.softmax(said["baseline"]).max(-1), np.random.default_rng([recipe.seed, 10])
+    add("confidence-weighted", label_loss, 1, says={"weight": np.asarray(sure)})
     said["permuted"] = permute_dark_knowledge(said["baseline"], rng)
     add("permuted", born_again_loss, 1, says={"teacher_logits": said["permuted"]}, **born_again)
     add("last exit only", exits_loss, 0, ExitCNN, early=0.0, **labels_only)
