@@ -360,9 +360,8 @@ def table_stacked(what):
         ("single_scored", "16 single runs, scored as script 15 does"),
         ("stack", "one run of 16 students, never scored"),
     ):
-        whole, nothing = np.array(found[name]["whole"]), [0.0] * len(single)
-        parts = (np.median(found[name].get(part, nothing)) for part in found["single"])
-        *seconds, _ = (f"{x:.1f}" for x in parts)
+        whole = np.array(found[name]["whole"])
+        *seconds, _ = (f"{np.median(found[name][part]):.1f}" for part in found["single"])
         rows.append([title, *seconds, spread(whole, 1), spread(whole / single, 2)])
     header = ["", *found["single"], "÷ single"]
     return markdown(header, rows) + f"\n\nSeconds. {note.format(f'{len(single)} runs')}."

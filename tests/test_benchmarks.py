@@ -22,6 +22,9 @@ from flax import nnx
 
 SPLIT = utils.Split(*(np.zeros(1, np.uint8) for _ in range(3)))
 
+# Says which process it is, and does nothing.
+SLEEPER = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
+
 
 def test_the_plain_loop_has_the_same_networks(kd):
     image = np.random.default_rng(0).random((4, 28, 28, 1), np.float32)
@@ -187,23 +190,18 @@ def test_jobs_are_added_to_those_of_the_same_code(kept, monkeypatch):
 
 
 def test_a_stopped_job_ends_what_it_ran(tmp_path):
-    job = "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
-    ends_what_it_started(f"compare.measure(['-c', {job!r}], {str(tmp_path)!r}, None)")
+    ends_what_it_started(f"compare.measure(['-c', {SLEEPER!r}], {str(tmp_path)!r}, None)")
 
 
 def test_a_stopped_comparison_ends_its_workers(tmp_path):
     """Even one that does not listen."""
-    (tmp_path / "deaf.py").write_text(
-        "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
-    )
+    (tmp_path / "deaf.py").write_text(SLEEPER)
     compare_with = f"setattr(compare, '__file__', {str(tmp_path / 'deaf.py')!r})"
     ends_what_it_started(f"({compare_with}, compare.listen(compare.started(stack, 'ours', '.')))")
 
 
 def test_a_stopped_task_ends(tmp_path):
-    (tmp_path / "task.py").write_text(
-        "import os, sys, time; print(os.getpid(), file=sys.stderr, flush=True); time.sleep(60)"
-    )
+    (tmp_path / "task.py").write_text(SLEEPER)
     ends_what_it_started(f"common.ask({str(tmp_path / 'task.py')!r}, env=None)", signal.SIGHUP)
 
 
