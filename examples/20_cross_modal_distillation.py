@@ -19,6 +19,7 @@ Times are for 2 CPU cores. Gupta, Hoffman, Malik: Cross Modal Distillation for S
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -177,6 +178,15 @@ def contrastive_loss(encoders, batch):
     return -(jnp.diag(by_image) + jnp.diag(by_text)).mean() / 2
 
 
+@nnx.jit
+def pair_step(model, optimizer, batch):
+    """One step of a network, or of two encoders, on what they see. Returns the scalar loss."""
+    loss = contrastive_loss if isinstance(model, tuple) else pair_loss
+    value, grads = nnx.value_and_grad(loss)(model, batch)
+    optimizer.update(model, grads)
+    return {"loss": value}
+
+
 class Recipe(NamedTuple):
     seed: int  # of initial weights, batches and dropout
     epochs: int
@@ -185,24 +195,21 @@ class Recipe(NamedTuple):
     schedule: str
 
 
+@functools.cache  # so that equal recipes share a compiled step
+def onecycle_adam(learning_rate, steps):
+    return optax.adam(optax.cosine_onecycle_schedule(max(1, steps), learning_rate))
+
+
 def train_on_pairs(name, model, tokens, target, teacher, split, data, test, recipe, output_dir):
     """Trains a network on targets [N, C], or two encoders contrastively, on captions [N, L]. The
     step is given what it may see of a batch, never a label. Returns also the `utils.Phase`."""
     text, pair = isinstance(model, TextNet), isinstance(model, tuple)
     sees = ("image", "tokens") if pair else ("tokens" if text else "image", "target")
-    steps = max(1, recipe.epochs * (len(split.label) // recipe.batch_size))
-    rate = optax.cosine_onecycle_schedule(steps, recipe.learning_rate)
-    optimizer = nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
-
-    @nnx.jit
-    def step(model, optimizer, batch):
-        loss, grads = nnx.value_and_grad(contrastive_loss if pair else pair_loss)(model, batch)
-        optimizer.update(model, grads)
-        return {"loss": loss}
-
+    steps = recipe.epochs * (len(split.label) // recipe.batch_size)
+    optimizer = nnx.Optimizer(model, onecycle_adam(recipe.learning_rate, steps), wrt=nnx.Param)
     made_of = utils.digest(tokens[split.index], teacher, *(model if pair else [model]))
     phase = utils.Phase(name, output_dir, recipe, data, made_of=made_of)
-    step, tables = utils.bind(step, model, optimizer), {"tokens": tokens, "target": target}
+    step, tables = utils.bind(pair_step, model, optimizer), {"tokens": tokens, "target": target}
     for epoch in phase.epochs(
         model, optimizer, lambda: (answer(model, *test).argmax(-1) == data.test.label).mean()
     ):
