@@ -248,8 +248,8 @@ def timed(found, more=""):
     return f"Measured by `{found['command']}` on {found['device']} ({found['date']}{more})"
 
 
-def how_compared(part):
-    found = read("compare")[part]
+def how_compared(part, name="compare"):
+    found = read(name)[part]
     packages = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
     rounds = found.get("rounds") or found["repeats"]
     count = f"medians of {rounds} rounds in turns, with the least and the greatest"
@@ -283,6 +283,22 @@ def table_steps():
     note = f"{how_compared('steps')}, also of the quotients within a round. Batch 128."
     header = ["", "", "milliseconds", "ours ÷ this"]
     return markdown(header, rows) + f"\n\n{note}"
+
+
+def table_steps_elsewhere(name):
+    """Ours against its peers on another processor: a row for each kind of step."""
+    steps = read(name)["steps"]
+    peers = [peer for peer in steps["milliseconds"]["student step"] if peer != "ours"]
+    rows = []
+    for case, times in steps["milliseconds"].items():
+        if "ours" in times:
+            ratios = (steps["ratios"].get(f"{case} ÷ {peer}") for peer in peers)
+            ratios = [with_range(ratio, 2) if ratio else "" for ratio in ratios]
+            rows.append([case, spread(times["ours"], 1), *ratios])
+    peak = steps["machine"]["peak_gflops"]
+    note = f"A product of two large matrices reaches {peak:.0f} GFLOP/s. "
+    header = ["", "ours, milliseconds", *(f"ours ÷ {peer}" for peer in peers)]
+    return markdown(header, rows) + f"\n\n{note}{how_compared('steps', name)}."
 
 
 def table_machine():
@@ -660,7 +676,7 @@ def value(key):
         cells = [c for c in read("tuning")["cells"] if c["labels"] == "1000"]
         best = max(cells, key=lambda c: np.mean(c[what]))
         return f"{best['epochs']} epochs and a peak learning rate of {best['learning_rate']:g}"
-    if name == "compare":
+    if name.endswith("compare"):
         part, title = what.split(".", 1)
         return f"{read(name)[part]['ratios'][title][0]:.2f}"
     if name == "stacked":

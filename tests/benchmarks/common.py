@@ -109,8 +109,11 @@ def about(command, packages=()):
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind, info = platform.machine(), Path("/proc/cpuinfo")
-    if info.exists() and (named := re.search(r"model name\s*: (.*)", info.read_text())):
+    if info.exists() and (named := re.search(r"model name\s*: (.*)", text := info.read_text())):
         kind = re.sub(r"\((R|TM)\)|CPU |@.*", "", named[1]).strip()
+        # A virtual machine may hide the model, but not how much it computes at once.
+        vectors = {"avx512f": ", AVX-512", "avx2": ", AVX2"}
+        kind += next((vectors[flag] for flag in vectors if flag in text.split()), "")
     return {
         "command": command,
         "date": datetime.date.today().isoformat(),
