@@ -56,14 +56,14 @@ def refuse(module, arguments, monkeypatch, capsys):
     return output
 
 
-def eager(folder, script):
-    """A copy of a script beside a utils.py that pauses for no time between checkpoints: there is
-    one after every epoch, however short."""
+def eager(folder, script, pause=0):
+    """A copy of a script beside a utils.py that pauses for no time, or for so many seconds, between
+    checkpoints: there is one after every epoch, however short."""
     for name in (script, *MODULES):
         shutil.copy(EXAMPLES / name, folder)
     text = (EXAMPLES / "utils.py").read_text()
     assert text.count(" PAUSE = 5 ") == 1
-    (folder / "utils.py").write_text(text.replace(" PAUSE = 5 ", " PAUSE = 0 "))
+    (folder / "utils.py").write_text(text.replace(" PAUSE = 5 ", f" PAUSE = {pause} "))
     return folder / Path(script).name
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -19,25 +20,57 @@ from test_resume import check_same_end
 OWN = {"Config", "main", "plan", "draw"}
 # Script 15 is killed in test_resume.py; 13, 14 and temperature train as it does.
 KILLED = [x for x in SCRIPTS if x >= "16" and not x.endswith("temperature.py")]
+FEWER = {  # half of what is quick, where that takes long
+    "16_limited_labels.py": "--labels 100",
+    "17_ensemble_distillation.py": "--epochs 10",
+    "18_self_distillation.py": "--epochs 10",
+    "advanced/controls.py": "--epochs 5",
+    "advanced/knowledge_distillation.py": "--epochs 10 --seeds 2 --test-seeds 2",
+}
+STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning:__main__"}
 
 
 def run(folder, *command, env=None):
-    env = os.environ | {"PYTHONWARNINGS": "error::DeprecationWarning:__main__"} | (env or {})
+    env = os.environ | STRICT | (env or {})
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder, env=env, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
-def quick_run(script, tmp_path):
-    """Runs a copy of a script and checks what it leaves. Returns what it printed, and where."""
-    for name in (script, *MODULES):
-        shutil.copy(EXAMPLES / name, tmp_path)
+def run_with_copies(folder, out, *command):
+    """The same as `run`, and keeps what a kill after 2, 3, 4, 6, 9, … epochs, each half as many
+    again as the last, would have left in `out`."""
+    lines, epochs, next_copy = [], 0, 2
+    command = [sys.executable, *map(str, command)]
+    with (
+        open(folder / "stderr.txt", "w+") as errors,
+        subprocess.Popen(
+            command, cwd=folder, env=os.environ | STRICT,
+            stdout=subprocess.PIPE, stderr=errors, text=True,
+        ) as process,
+    ):  # fmt: skip
+        for line in process.stdout:
+            lines.append(line)
+            epochs += line.startswith("Epoch ")
+            if epochs == next_copy:
+                next_copy = epochs * 3 // 2
+                process.send_signal(signal.SIGSTOP)
+                os.waitpid(process.pid, os.WUNTRACED)
+                shutil.copytree(out, folder / f"killed_{epochs}" / "out")
+                process.send_signal(signal.SIGCONT)
+        process.wait()
+        errors.seek(0)
+        return subprocess.CompletedProcess(
+            command, process.returncode, "".join(lines), errors.read()
+        )
+
+
+def check_quick_run(script, folder, done):
+    """What a quick run prints, and leaves in its folder."""
     name = Path(script).name
-    done = run(tmp_path, name, "--quick", "--dataset", DATASET)
     assert done.returncode == 0, done.stderr
     assert "SUMMARY" in done.stdout
-    folder = tmp_path / "runs" / script.removesuffix(".py").replace("/", "_")
     assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
     report = json.loads((folder / "results.json").read_text())
     assert report["script"] == name
@@ -61,28 +94,33 @@ def quick_run(script, tmp_path):
         assert [row["name"] for row in report["results"]] == ["teacher", "distilled", "baseline"]
         assert report["results"][1]["cache_seconds"] > 0
         assert 0 <= report["mcnemar_p"] <= 1
-    return done.stdout, folder
+
+
+def own_folder(script, tmp_path):
+    return tmp_path / "runs" / script.removesuffix(".py").replace("/", "_")
 
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in KILLED])
 def test_quick_run_copied_out(script, tmp_path):
-    quick_run(script, tmp_path)
+    for name in (script, *MODULES):
+        shutil.copy(EXAMPLES / name, tmp_path)
+    done = run(tmp_path, Path(script).name, "--quick", "--dataset", DATASET)
+    check_quick_run(script, own_folder(script, tmp_path), done)
 
 
 @pytest.mark.parametrize("script", KILLED)
 def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
-    """Killed in the middle and started again, it ends with the same bits."""
-    printed, whole = quick_run(script, tmp_path)
-    epochs, killed = printed.count("\nEpoch "), tmp_path / "killed" / "out"
-    command = [sys.executable, eager(tmp_path, script), "--quick", "--dataset", DATASET]
-    command += ["--output-dir", killed]  # with no teacher beside it
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        lines = (line for line in process.stdout if line.startswith("Epoch "))
-        for _ in range(epochs // 2):
-            next(lines)
-        process.kill()
+    """What a kill in the middle leaves, run again, ends with the same bits."""
+    command = [eager(tmp_path, script, pause=0.5), "--quick", "--dataset", DATASET]
+    command += FEWER.get(script, "").split()
+    whole = own_folder(script, tmp_path)
+    done = run_with_copies(tmp_path, whole, *command)
+    check_quick_run(script, whole, done)
+    epochs = done.stdout.count("\nEpoch ")
+    kept = (int(path.name.removeprefix("killed_")) for path in tmp_path.glob("killed_*"))
+    killed = tmp_path / f"killed_{max(count for count in kept if count < 0.8 * epochs)}" / "out"
     assert not (killed / "results.json").exists()
-    again = run(tmp_path, *command[1:])
+    again = run(tmp_path, *command, "--output-dir", killed)
     assert again.returncode == 0, again.stderr
     assert 0 < again.stdout.count("\nEpoch ") < epochs
     check_same_end(killed, whole)
