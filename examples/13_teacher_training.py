@@ -11,10 +11,10 @@ Everything that a student will learn comes from here, so the teacher is to be as
 for its time: a learning rate that rises and falls in one cycle gets there in three epochs. Script
 15 finds the checkpoint that this one leaves.
 
-    python examples/13_teacher_training.py            # MNIST, 3 epochs: 2 to 4 minutes
+    python examples/13_teacher_training.py            # MNIST, 3 epochs: 2 to 7 minutes
     python examples/13_teacher_training.py --quick    # a first look: under a minute
 
-Times are for 2 CPU cores.
+Times are for 2 CPU cores, fast or slow.
 
 Ioffe, Szegedy: Batch Normalization, 2015, arXiv:1502.03167. Smith, Topin: Super-Convergence
 (the one-cycle schedule), 2017, arXiv:1708.07120.

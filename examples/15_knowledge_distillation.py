@@ -11,11 +11,11 @@ A teacher is trained on all labels. A student 17 times smaller learns from few l
 teacher's soft targets: how probable it finds each wrong digit says more than a label does. The
 same student without a teacher, of the same start and batches, shows what the teacher was worth.
 
-    python examples/15_knowledge_distillation.py                # 1,000 labels: 2 to 3 minutes
-    python examples/15_knowledge_distillation.py --labels all   # all 60,000:   3 to 4 minutes
+    python examples/15_knowledge_distillation.py                # 1,000 labels: 2 to 8 minutes
+    python examples/15_knowledge_distillation.py --labels all   # all 60,000:   3 to 9 minutes
     python examples/15_knowledge_distillation.py --quick        # a first look: under a minute
 
-Times are for 2 CPU cores; most of it is the teacher, which later runs take over.
+Times are for 2 CPU cores, fast or slow; most is the teacher, which later runs take over.
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 
