@@ -676,7 +676,7 @@ def value(key):
         cells = [c for c in read("tuning")["cells"] if c["labels"] == "1000"]
         best = max(cells, key=lambda c: np.mean(c[what]))
         return f"{best['epochs']} epochs and a peak learning rate of {best['learning_rate']:g}"
-    if name.endswith("compare"):
+    if name == "compare":
         part, title = what.split(".", 1)
         return f"{read(name)[part]['ratios'][title][0]:.2f}"
     if name == "stacked":

@@ -57,8 +57,8 @@ def refuse(module, arguments, monkeypatch, capsys):
 
 
 def eager(folder, script, pause=0):
-    """A copy of a script beside a utils.py that pauses for no time, or for so many seconds, between
-    checkpoints: there is one after every epoch, however short."""
+    """A copy of a script beside a utils.py that waits so many seconds from one checkpoint to the
+    next; with 0 there is one after every epoch, however short."""
     for name in (script, *MODULES):
         shutil.copy(EXAMPLES / name, folder)
     text = (EXAMPLES / "utils.py").read_text()

@@ -20,7 +20,7 @@ from test_resume import check_same_end
 OWN = {"Config", "main", "plan", "draw"}
 # Script 15 is killed in test_resume.py; 13, 14 and temperature train as it does.
 KILLED = [x for x in SCRIPTS if x >= "16" and not x.endswith("temperature.py")]
-FEWER = {  # half of what is quick, where that takes long
+FEWER = {  # less than what is quick, where that takes long
     "16_limited_labels.py": "--labels 100",
     "17_ensemble_distillation.py": "--epochs 10",
     "18_self_distillation.py": "--epochs 10",
@@ -57,6 +57,7 @@ def run_with_copies(folder, out, *command):
                 next_copy = epochs * 3 // 2
                 process.send_signal(signal.SIGSTOP)
                 os.waitpid(process.pid, os.WUNTRACED)
+                # Each in a folder of its own: with no teacher beside it.
                 shutil.copytree(out, folder / f"killed_{epochs}" / "out")
                 process.send_signal(signal.SIGCONT)
         process.wait()
