@@ -180,13 +180,39 @@ def test_what_another_version_measured_is_refused_aloud(kept, monkeypatch, capsy
 
 
 def test_jobs_are_added_to_those_of_the_same_code(kept, monkeypatch):
-    runs = {name: {} for name in compare.JOBS}
+    names = list(compare.JOBS)
+    runs = {name: {} for name in names}
     monkeypatch.setattr(compare, "RESULT", common.RESULTS / "some.json")
-    assert compare.earlier_jobs(kept()) is None
+    assert compare.earlier_jobs(kept(), names) is None
     kept().write("command", {"runs": runs}, "jobs")
-    assert compare.earlier_jobs(kept()) == runs
+    assert compare.earlier_jobs(kept(), names) == runs
+    assert compare.earlier_jobs(kept(), names[:-1]) is None
+    runs.popitem()
+    kept().write("command", {"runs": runs}, "jobs")
+    assert compare.earlier_jobs(kept(), names) is None
+    assert compare.earlier_jobs(kept(), names[:-1]) == runs
     monkeypatch.setattr(common, "code", lambda: "other")
-    assert compare.earlier_jobs(kept()) is None
+    assert compare.earlier_jobs(kept(), names[:-1]) is None
+
+
+def test_jobs_can_be_left_out(kept, folder, monkeypatch, capsys):
+    """And the command beside the result says so."""
+    monkeypatch.setattr(compare, "run_job", lambda name, folder: (8.0, 1, {}, name))
+    monkeypatch.setattr(compare, "Kept", lambda *args: kept())
+    monkeypatch.setattr(compare, "check_data", lambda *args: None)
+    monkeypatch.setattr(compare, "PACKAGES", ())
+    flags = ["--without", "Keras 3", "--without", "PyTorch"]
+    command = ["compare.py", str(folder), "--repeats", "1", *flags, "--only"]
+    monkeypatch.setattr(sys, "argv", [*command, "jobs"])
+    compare.main()
+    found = json.loads((common.RESULTS / "some.json").read_text())["jobs"]
+    assert list(found["runs"]) == [name for name in compare.JOBS if name not in flags]
+    assert found["ratios"].keys() == {f"ours ÷ {name}" for name in list(found["runs"])[2:]}
+    assert found["command"].endswith('--repeats 1 --without "PyTorch" --without "Keras 3"')
+    monkeypatch.setattr(sys, "argv", [*command, "steps"])
+    with pytest.raises(SystemExit):
+        compare.main()
+    assert "--without: is for the jobs" in capsys.readouterr().err
 
 
 def test_a_stopped_job_ends_what_it_ran(tmp_path):

@@ -5,6 +5,7 @@ Writes docs/results/compare.json.
     python tests/benchmarks/compare.py DATA_DIR                   # both parts
     python tests/benchmarks/compare.py DATA_DIR --only steps --rounds 30
     python tests/benchmarks/compare.py DATA_DIR --only jobs --repeats 1 --add
+    python tests/benchmarks/compare.py DATA_DIR --only jobs --without "Keras 3"
 
 DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, batch 128 from
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
@@ -12,8 +13,9 @@ noisy for all; a ratio is taken within each round. Where a process happens to ha
 matter, so all are started five times, for a fifth of the rounds. All have our settings of malloc;
 only ours has XLA's flag of `utils.tune_xla`.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
-as --repeats says, an hour each; --add adds them to those of an earlier run of the same code. Our
-scripts set malloc themselves; of the others PyTorch with our recipe gets it.
+as --repeats says, an hour each on a fast processor; --add adds them to those of an earlier run of
+the same code, and --without leaves one out. Our scripts set malloc themselves; of the others
+PyTorch with our recipe gets it.
 Stopped, the same command goes on: a start of the steps or a job is measured again, no more.
 """
 
@@ -307,16 +309,16 @@ def run_job(name, folder):
     return seconds, memory, accuracy, text
 
 
-def earlier_jobs(kept):
+def earlier_jobs(kept, names):
     """The runs of an earlier command, to add to; none if they cannot be compared."""
     found = read_json(RESULT).get("jobs", {})
     alike = all(found.get(key) == of for key, of in kept.of.items())
-    return found["runs"] if alike and found["runs"].keys() == JOBS.keys() else None
+    return found["runs"] if alike and list(found["runs"]) == names else None
 
 
-def jobs(kept, folder, repeats, found=None):
-    """Wall time and accuracy of whole jobs, beside those already `found`."""
-    found = found or {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in JOBS}
+def jobs(kept, folder, repeats, names, found=None):
+    """Wall time and accuracy of the named whole jobs, beside those already `found`."""
+    found = found or {name: {"seconds": [], "peak_memory_gb": 0, "accuracy": []} for name in names}
     before = len(found["ours"]["seconds"])
     for turn in range(before, before + repeats):
         for name in shuffled(found, turn):
@@ -342,6 +344,8 @@ def jobs(kept, folder, repeats, found=None):
 def write(kept, part, content):
     count = {"steps": "rounds", "jobs": "repeats"}[part]
     flags = f"--only {part} --{count} {content[count]}"
+    if part == "jobs":
+        flags += "".join(f' --without "{name}"' for name in JOBS if name not in content["runs"])
     kept.write(f"python tests/benchmarks/compare.py DATA_DIR {flags}", content, part)
     for title, (middle, low, high) in content["ratios"].items():
         print(f"{title:80} {middle:7.3f}  ({low:.3f} to {high:.3f})")
@@ -352,7 +356,14 @@ def main():
     line.add_argument("--only", choices=("steps", "jobs"), help="one of the two parts; else both")
     line.add_argument("--rounds", type=int, default=15, help="of steps, a multiple of 5; else 15")
     line.add_argument("--repeats", type=int, default=3, help="of each job; else 3")
-    line.add_argument("--add", action="store_true", help="add new jobs to the kept ones")
+    others = [name for name in JOBS if not name.startswith("ours")]
+    line.add_argument(
+        "--without", action="append", default=[], choices=others, metavar="JOB",
+        help=f"a job to leave out, quoted; may be given several times: {'; '.join(others)}",
+    )  # fmt: skip
+    line.add_argument(
+        "--add", action="store_true", help="add new jobs to the kept ones, with the same --without"
+    )
     line.add_argument("--worker", choices=PEERS, help=argparse.SUPPRESS)
     flags = line.parse_args()
     folder, found = flags.data_dir, None
@@ -362,20 +373,21 @@ def main():
         line.error(f"--rounds {flags.rounds}: must be a multiple of {STARTS}")
     if flags.repeats < 1:
         line.error(f"--repeats {flags.repeats}: must be 1 or more")
+    if flags.only == "steps" and (flags.add or flags.without):
+        flag = "--add" if flags.add else "--without"
+        line.error(f"{flag}: is for the jobs; leave out --only steps")
     for package in PACKAGES:
         if not importlib.util.find_spec(package):
             line.error(f"needs {package}: pip install -r tests/benchmarks/requirements.txt")
     check_data(line, folder)
     kept = Kept("compare", PACKAGES)
-    if flags.add:
-        if flags.only == "steps":
-            line.error("--add: is for the jobs; leave out --only steps")
-        if not (found := earlier_jobs(kept)):
-            line.error(f"--add: {RESULT.name} has no jobs of this code, machine and versions")
+    names = [name for name in JOBS if name not in flags.without]
+    if flags.add and not (found := earlier_jobs(kept, names)):
+        line.error(f"--add: {RESULT.name} has no run of these jobs, code, machine and versions")
     if flags.only != "jobs":
         write(kept, "steps", steps(kept, folder, flags.rounds))
     if flags.only != "steps":
-        write(kept, "jobs", jobs(kept, folder, flags.repeats, found))
+        write(kept, "jobs", jobs(kept, folder, flags.repeats, names, found))
     # Not before both are written: a command for both, stopped in the jobs, has its steps.
     kept.forget(flags.only or "")
     return None
