@@ -256,18 +256,18 @@ def how_compared(part, name="compare"):
     return f"{timed(found, f'; {packages}')}; {count if rounds > 1 else 'one run of each'}"
 
 
-def table_jobs():
+def table_jobs(name="compare"):
     """Whole jobs: wall seconds, ours against each, and what they reach."""
-    jobs, rows = read("compare")["jobs"], []
-    for name, job in jobs["runs"].items():
-        ratio = jobs["ratios"].get(f"ours ÷ {name}")
-        row = [name, spread(job["seconds"], 0), with_range(ratio, 2) if ratio else ""]
+    jobs, rows = read(name)["jobs"], []
+    for who, job in jobs["runs"].items():
+        ratio = jobs["ratios"].get(f"ours ÷ {who}")
+        row = [who, spread(job["seconds"], 0), with_range(ratio, 2) if ratio else ""]
         row.append(f"{job['peak_memory_gb']:.1f} GB")
         nets = ("teacher", "distilled", "baseline")
         reached = (np.mean([run[net] for run in job["accuracy"]]) for net in nets)
         rows.append([*row, *map(percent, reached)])
     header = ["run", "seconds", "ours ÷ this", "peak memory", *nets]
-    note = f"{how_compared('jobs')}. The seeds are fixed."
+    note = f"{how_compared('jobs', name)}. The seeds are fixed."
     return markdown(header, rows) + f"\n\n{note}"
 
 
@@ -676,7 +676,7 @@ def value(key):
         cells = [c for c in read("tuning")["cells"] if c["labels"] == "1000"]
         best = max(cells, key=lambda c: np.mean(c[what]))
         return f"{best['epochs']} epochs and a peak learning rate of {best['learning_rate']:g}"
-    if name == "compare":
+    if name.removeprefix("avx2/") == "compare":
         part, title = what.split(".", 1)
         return f"{read(name)[part]['ratios'][title][0]:.2f}"
     if name == "stacked":
