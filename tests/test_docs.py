@@ -79,7 +79,8 @@ def test_readme_s_two_commands():
 
 def test_readme_s_main_job_runs(tmp_path):
     _, script = shlex.split(readme_commands()[0].split(" && ")[2])
-    flags = ["--quick", "--dataset", "digits", "--output-dir", str(tmp_path)]
+    flags = ["--quick", "--dataset", "digits", "--epochs", "1", "--teacher-epochs", "1"]
+    flags += ["--output-dir", str(tmp_path)]
     done = subprocess.run(
         [sys.executable, script, *flags], cwd=ROOT, capture_output=True, text=True, check=False
     )
