@@ -11,7 +11,7 @@ Offline, a teacher is trained before its student can begin. Online, the student 
 that is still learning; in deep mutual learning there is no teacher, and peers follow each other.
 
     python examples/19_online_distillation.py          # 1,000 labels: 3 to 5 minutes
-    python examples/19_online_distillation.py --quick  # a first look: under a minute
+    python examples/19_online_distillation.py --quick  # a first look: about a minute
 
 Times: on 2 CPU cores. Zhang et al.: Deep Mutual Learning, CVPR 2018, arXiv:1706.00384.
 """
