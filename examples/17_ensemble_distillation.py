@@ -12,7 +12,7 @@ different images, so their mean errs less than each. A student learns from that 
 probabilities or of the logits; others learn from one teacher, or from one drawn for each batch.
 
     python examples/17_ensemble_distillation.py           # 4 teachers: 3 to 4 minutes on 2 cores
-    python examples/17_ensemble_distillation.py --quick   # 2 teachers: under a minute
+    python examples/17_ensemble_distillation.py --quick   # 2 teachers: about a minute
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
