@@ -26,7 +26,7 @@ from scipy import special
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 
-import utils  # noqa: E402
+from utils import paired_difference  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results"
 EXPERIMENTS = {
@@ -103,13 +103,24 @@ def paired(experiment):
     distilled, baseline = (
         np.array([run[kind]["test_accuracy"] for run in runs]) for kind in ("distilled", "baseline")
     )
-    return baseline, distilled, *utils.paired(distilled, baseline)
+    return baseline, distilled, *difference(distilled, baseline)
+
+
+def difference(a, b):
+    """The mean difference of paired numbers, its 95 % interval and the wins."""
+    found = paired_difference(a, b)
+    return found.mean, (found.low, found.high), found.wins
+
+
+def values(rows, name, key):
+    """What the rows of one name hold under a key, in the order of the rows."""
+    return [row[key] for row in rows if row["name"] == name]
 
 
 def in_words(a, b):
     """Of paired accuracies [seeds]: the mean difference a − b and its 95 % interval, in points,
     and the wins."""
-    gain, (low, high), wins = utils.paired(a, b)
+    gain, (low, high), wins = difference(a, b)
     gain, low, high = (round(100 * x, 2) + 0.0 for x in (gain, low, high))  # no -0.00
     return f"{gain:+.2f}", f"{low:+.2f} to {high:+.2f}", f"{wins} of {len(a)}"
 
@@ -492,8 +503,7 @@ def table_fidelity():
     rows = []
     for name in dict.fromkeys(row["name"] for row in run["rows"]):
         agreement, kl, ece, nll = (
-            np.mean(utils.values(run["rows"], name, key))
-            for key in ("agreement", "kl", "ece", "nll")
+            np.mean(values(run["rows"], name, key)) for key in ("agreement", "kl", "ece", "nll")
         )
         kl = round(kl, 3) + 0.0  # no -0.000
         rows.append([name, percent(agreement), f"{kl:.3f}", percent(ece), f"{nll:.3f}"])
@@ -510,7 +520,7 @@ def table_constant():
         content = read(name)
         [run], schedule = content["runs"], content["config"]["schedule"]
         epochs, rates = (
-            [utils.values(run["rows"], row, key)[0] for row in names]
+            [values(run["rows"], row, key)[0] for row in names]
             for key in ("epochs", "learning_rate")
         )
         title = f"{schedule}, {' and '.join(f'{x:g}' for x in dict.fromkeys(rates))}"
@@ -545,7 +555,7 @@ def table_controls():
         hidden = {"baseline": 0, "distilled": 1}.get(name)
         if hidden is not None:
             differences[hidden] = "–"
-        shares = (np.mean(utils.values(run["rows"], name, key)) for key in ("agreement", "ece"))
+        shares = (np.mean(values(run["rows"], name, key)) for key in ("agreement", "ece"))
         rows.append([name, percent(found.mean()), *differences, *map(percent, shares)])
     gain = "gain over the baseline, points (95 % interval), seeds won"
     header = ["network", "test accuracy", gain, "distilled minus this"]
@@ -556,7 +566,7 @@ def table_controls():
 def table_smoothing():
     """The amounts of label smoothing that were tried, and what they came to."""
     [run], rows = read("controls")["runs"], []
-    base = np.mean(utils.values(run["rows"], "baseline", "validation_errors"))
+    base = np.mean(values(run["rows"], "baseline", "validation_errors"))
     for amount, errors in run["smoothing_errors"].items():
         mean = f"{np.mean(errors):.0f}"
         mean = f"**{mean}**" if float(amount) == run["smoothing"] else mean
@@ -568,7 +578,7 @@ def table_smoothing():
 
 def of_row(name, row, key):
     """What the row of a name holds under a key, in each run of a variant: [seeds]."""
-    found = [utils.values(run["rows"], row, key) for run in read(name)["runs"]]
+    found = [values(run["rows"], row, key) for run in read(name)["runs"]]
     return np.array(found)[:, 0]
 
 
@@ -590,7 +600,7 @@ def table_hinton_tuning():
 
 def table_hinton():
     """Test errors beside those of the paper, with their spread over the seeds."""
-    paper = measure.load(measure.VARIANTS["hinton"][0]).PAPER
+    paper = measure.load(measure.HINTON).PAPER
     runs, rows = read("hinton")["runs"], []
     for name in (row["name"] for row in runs[0]["rows"] if "units" not in row["name"]):
         errors, threes = (of_row("hinton", name, x) for x in ("test_errors", "errors_on_threes"))

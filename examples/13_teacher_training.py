@@ -1,49 +1,61 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """The teacher: a convolutional network with 946,954 parameters, trained on all labels.
 
 Everything that a student will learn comes from here, so the teacher is to be as good as it can be
-for its time: a learning rate that rises and falls in one cycle gets there in three epochs. Script
-15 finds the checkpoint that this one leaves.
+for its time: a learning rate that rises and falls in one cycle gets there in three epochs.
 
     python examples/13_teacher_training.py            # MNIST, 3 epochs: 2 to 7 minutes
     python examples/13_teacher_training.py --quick    # a first look: under a minute
 
-Times are for 2 CPU cores, fast or slow.
+Times are for 2 CPU cores, fast or slow. Script 15 takes the teacher over:
+
+    python examples/15_knowledge_distillation.py --teacher runs/13_teacher_training
 
 Ioffe, Szegedy: Batch Normalization, 2015, arXiv:1502.03167. Smith, Topin: Super-Convergence
 (the one-cycle schedule), 2017, arXiv:1708.07120.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Annotated, Literal
 
+import experiment
+import jax.numpy as jnp
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
+from utils import batches, check_batch_size, evaluate, predict
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/13_teacher_training"  # for results, figure and checkpoints
-    seed: int = 0  # of initial weights, batches and dropout
-    epochs: int | None = None  # else 3, digits 20, quick 2
-    batch_size: int = 128  # images
-    learning_rate: float | None = None  # peak of the cycle (5e-3) or constant (1e-3)
-    schedule: str = "onecycle"  # of the learning rate: onecycle or constant
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, 2 epochs
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/13_teacher_training"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 0
+    """Seed of the first teacher: initial weights, dropout, order of batches."""
+    seeds: Annotated[int, Range(1, 100)] = 1
+    """Number of teachers, with seeds one after another."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each teacher (default: 3; digits 20; quick 2)."""
+    batch_size: Annotated[int, Range(1)] = 128
+    """Images in a batch."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Peak learning rate (default: 5e-3; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of the learning rate: rising and falling in one cycle, or constant."""
 
 
 # %% Model
+# 28×28 pixels become 14×14, 7×7 and 3×3 while the channels grow. BatchNorm's statistics for
+# inference follow fast (momentum 0.9), since the runs are short.
 
 
 class TeacherCNN(nnx.Module):
@@ -71,7 +83,28 @@ class TeacherCNN(nnx.Module):
         return self.dense3(x)
 
 
-# %% Step
+# %% Loss and step
+# Logits of low precision are taken to float32 first.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 @nnx.jit
@@ -80,8 +113,7 @@ def train_step(model, optimizer, batch):
 
     def loss_fn(model):
         logits = model(batch["image"], train=True)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), logits
+        return hard_loss(logits, batch["label"]), logits
 
     (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
@@ -89,66 +121,73 @@ def train_step(model, optimizer, batch):
 
 
 # %% Training
-# `utils.Phase` shows progress, keeps checkpoints and records what was measured.
+# `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
+# `nnx.cached_partial` on all cores: it fills in what does not change from step to step.
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
-    rate = recipe.learning_rate
-    if recipe.schedule == "onecycle":
-        steps = recipe.epochs * (images // recipe.batch_size)
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    return nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def evaluate(model, split):
-    """The accuracy over all images of a split, and the logits [N, C] behind it."""
-    logits = utils.predict(model, split)
-    return (logits.argmax(-1) == split.label).mean(), logits
-
-
-def train_teacher(data, recipe, output_dir):
-    """Trains the teacher on all labels. Returns it and its `utils.Phase`."""
-    teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
+def train_teacher(data, recipe, run):
+    """Trains the teacher on the labels of all training images."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
-    phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = utils.bind(train_step, teacher, optimizer)
-    for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
-        for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
-            phase.log(step(batch))
-    return teacher, phase
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
 
 
 # %% Main
+# With several seeds, how far do teachers of one recipe differ?
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open."""
+    if config.quick:
+        config = experiment.with_defaults(config, epochs=2)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, epochs=20)
+    rate = 1e-3 if config.schedule == "constant" else 5e-3
+    return experiment.with_defaults(config, epochs=3, learning_rate=rate)
 
 
 def main(config):
-    data = utils.start(config)
-    default = 2 if config.quick else 20 if data.name == "digits" else 3
-    epochs = utils.given(config.epochs, default)
-    rate = 1e-3 if config.schedule == "constant" else 5e-3
-    rate = utils.given(config.learning_rate, rate)
-    recipe = Recipe(config.seed, epochs, config.batch_size, rate, config.schedule)
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    check_batch_size("--batch-size", config.batch_size, len(data.train.label))
 
-    utils.banner(f"TEACHER: all {len(data.train.label):,} labels")
-    teacher, phase = train_teacher(data, recipe, config.output_dir)
-    print("✓ Teacher completed")
+    for seed in run.seeds(config.seeds):
+        experiment.print_heading(f"TEACHER: seed {seed}, all {len(data.train.label):,} labels")
+        recipe = Recipe(
+            seed, config.epochs, config.batch_size, config.learning_rate, config.schedule
+        )
+        teacher = train_teacher(data, recipe, run)
+        logits = predict(teacher, data.test)
+        run.add_row("teacher", teacher, logits)
 
-    _, logits = evaluate(teacher, data.test)
-    rows = utils.rows({"teacher": (teacher, phase)}, {"teacher": logits}, data)
-    figure, found = utils.draw(rows, data, logits)
-    report = utils.write_results(config, data, rows, figure, found)
-    utils.summary(report, data, {"Checkpoint": phase.folder})
-    return report
+    run.measure_inference("teacher", teacher)
+    figure, soft_targets = plots.draw_run(run.rows, data, logits)
+    summary = {"To take it over": f"--teacher {config.output_dir}"}
+    return run.finish(figure, summary, soft_targets=soft_targets)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

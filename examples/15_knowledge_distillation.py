@@ -1,7 +1,7 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
@@ -9,51 +9,82 @@
 
 A teacher is trained on all labels. A student 17 times smaller learns from few labels and from the
 teacher's soft targets: how probable it finds each wrong digit says more than a label does. The
-same student without a teacher, of the same start and batches, shows what the teacher was worth.
+same student without a teacher, with the same initial weights and the same batches, shows what the
+teacher was worth.
 
     python examples/15_knowledge_distillation.py                # 1,000 labels: 2 to 8 minutes
     python examples/15_knowledge_distillation.py --labels all   # all 60,000:   3 to 9 minutes
+    python examples/15_knowledge_distillation.py --seeds 5      # five pairs of students
     python examples/15_knowledge_distillation.py --quick        # a first look: under a minute
 
-Times are for 2 CPU cores, fast or slow; most is the teacher, which later runs take over.
+Times are for 2 CPU cores, fast or slow; most is the teacher, which a second run in the same folder
+takes over.
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Annotated, Literal
 
+import experiment
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
+from utils import (
+    batches,
+    check_batch_size,
+    evaluate,
+    mcnemar,
+    predict,
+    predict_by_index,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/15_knowledge_distillation"  # for results, figure and checkpoints
-    seed: int = 42  # of the students: labelled images, initial weights, batches
-    labels: str | None = None  # a student's, or all; else 1000, digits 300, quick 200
-    epochs: int | None = None  # of each student; else what the labels need
-    batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of the students: peak (else by labels) or constant (1e-3)
-    schedule: str = "onecycle"  # of every learning rate: onecycle or constant
-    temperature: float = 3.0  # T: how far both distributions are softened
-    alpha: float = 0.5  # weight of the labels; the teacher has 1 - alpha
-    cache_teacher: bool = True  # compute the teacher's logits once, not in every step
-    teacher: str | None = None  # output folder of a run whose teacher to use
-    teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    teacher_epochs: int | None = None  # of the teacher; else 3, digits 20, quick 2
-    teacher_batch_size: int = 128  # of the teacher, images
-    teacher_learning_rate: float | None = None  # of the teacher: peak (5e-3) or constant (1e-3)
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/15_knowledge_distillation"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """Seed of the first pair of students: labelled images, initial weights, order of batches."""
+    seeds: Annotated[int | None, Range(1, 100), OPEN] = None
+    """Number of pairs of students, with seeds one after another (default: 1)."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled images of the students, or all (default: 1000; digits 300; quick 200)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each student (default: chosen by the number of labels)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of all learning rates: rising and falling in one cycle, or constant."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
+    """Temperature T that softens the distributions of teacher and student."""
+    alpha: Annotated[float, Range(0, 1)] = 0.5
+    """Weight of the labels in the loss; the teacher has 1 - alpha."""
+    cache_teacher: bool = True
+    """Compute the teacher's logits once instead of in every step."""
+    teacher: Annotated[str | None, OPEN] = None
+    """Output folder of a run whose teacher to take (default: train one)."""
+    teacher_seed: Seed = 0
+    """Seed of the teacher: initial weights, dropout, order of batches."""
+    teacher_epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of the teacher (default: 3; digits 20; quick 2)."""
+    teacher_batch_size: Annotated[int, Range(1)] = 128
+    """Teacher's images in a batch."""
+    teacher_learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Teacher's peak learning rate (default: 5e-3; constant 1e-3)."""
 
 
 # %% Models
-# BatchNorm's statistics for inference follow fast (momentum 0.9), since the runs are short.
+# The teacher has 946,954 parameters, the student 56,810. BatchNorm's statistics for inference
+# follow fast (momentum 0.9), since the runs are short.
 
 
 class TeacherCNN(nnx.Module):
@@ -100,22 +131,58 @@ class StudentCNN(nnx.Module):
 
 
 # %% Loss
+# Two parts: what the label says, and what the teacher says. Logits of low precision are taken to
+# float32 first, where the teacher's small probabilities survive.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
+    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
 
 
 def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
     """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
-    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
 
 # %% Steps
-# The teacher is frozen: in inference mode, and outside of what is differentiated.
+# `train_step` learns from the labels alone: the teacher, and the student without a teacher.
+# `train_student_step` distils. In it the teacher is frozen: in inference mode, and outside of what
+# is differentiated.
 
 
 @nnx.jit
@@ -124,8 +191,7 @@ def train_step(model, optimizer, batch):
 
     def loss_fn(model):
         logits = model(batch["image"], train=True)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), logits
+        return hard_loss(logits, batch["label"]), logits
 
     (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
@@ -154,140 +220,180 @@ def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alph
 
 
 # %% Training
-# `utils.Phase` shows progress, keeps checkpoints and records what was measured.
+# `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
+# `nnx.cached_partial` on all cores: it fills in what does not change from step to step.
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
-    rate = recipe.learning_rate
-    if recipe.schedule == "onecycle":
-        steps = recipe.epochs * (images // recipe.batch_size)
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    return nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def evaluate(model, split):
-    """The accuracy over all images of a split, and the logits [N, C] behind it."""
-    logits = utils.predict(model, split)
-    return (logits.argmax(-1) == split.label).mean(), logits
-
-
-def train_teacher(data, recipe, output_dir):
-    """Trains the teacher on all labels. Returns it and its `utils.Phase`."""
-    teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
+def train_teacher(data, recipe, run):
+    """Trains the teacher on the labels of all training images."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
-    phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = utils.bind(train_step, teacher, optimizer)
-    for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
-        for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
-            phase.log(step(batch))
-    return teacher, phase
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
 
 
-def train_student_baseline(data, labelled, recipe, output_dir):
-    """Trains a student on the labels alone. Returns it and its `utils.Phase`."""
-    student = StudentCNN(rngs=nnx.Rngs(recipe.seed))
+def train_student_baseline(data, labelled, recipe, run):
+    """Trains a student on the labels of the `labelled` images alone."""
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
-    phase = utils.Phase("baseline", output_dir, recipe, data, labels=len(labelled.label))
-    step = utils.bind(train_step, student, optimizer)
-    for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
-        for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch):
-            phase.log(step(batch))
-    return student, phase
+    step = compile_step(train_step, student, optimizer)
+
+    training = Training(run, "baseline", student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return student
 
 
 def train_student_with_distillation(
-    teacher, data, labelled, recipe, output_dir, temperature=3.0, alpha=0.5, cache_teacher=True
+    teacher, data, labelled, recipe, run, temperature=3.0, alpha=0.5, cache_teacher=True
 ):
-    """Trains a student on labels and teacher, from the baseline's start, on its batches."""
-    student = StudentCNN(rngs=nnx.Rngs(recipe.seed))
+    """Trains a student on the labels and the teacher's answers, with the baseline's initial weights
+    and on its batches."""
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
-    how = {"temperature": temperature, "alpha": alpha, "cache_teacher": cache_teacher}
-    how |= {"labels": len(labelled.label), "teacher": utils.digest(teacher)}
-    phase = utils.Phase("distilled", output_dir, recipe, data, **how)
+    training = Training(run, "distilled", student, optimizer, recipe, labelled)
+
+    # The teacher never changes, so its logits are computed once and looked up by the images' index.
+    # With augmentation that is wrong: it must see what the student sees, in every step.
     tables = {}
-    if cache_teacher and not phase.finished:
-        # The teacher never changes, so its logits are computed once and looked up by the images'
-        # index. With augmentation that is wrong: it must see what the student sees, in every step.
-        with phase.timed("cache_seconds"):
-            tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
-    step = utils.bind(train_student_step, student, None if tables else teacher, optimizer)
-    for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
-        for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables):
-            phase.log(step(batch, temperature, alpha))
-    return student, phase
+    if cache_teacher and not training.finished:
+        with training.timed("cache_seconds"):
+            tables["teacher_logits"] = predict_by_index(teacher, labelled)
+    step = compile_step(train_student_step, student, None if tables else teacher, optimizer)
+
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables):
+            training.log(step(batch, temperature, alpha))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return student
+
+
+# %% Settings
+# What a flag leaves open is chosen here. Epochs and learning rates were searched on validation
+# images, with the same budget for both students; test images chose nothing.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `student_recipe`."""
+    config = experiment.with_defaults(config, seeds=1)
+    if config.quick:
+        config = experiment.with_defaults(config, labels=200, teacher_epochs=2)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=300, teacher_epochs=20)
+    return experiment.with_defaults(config, labels=1000, teacher_epochs=3)
+
+
+def teacher_recipe(config, images):
+    """How the teacher is trained."""
+    rate = 1e-3 if config.schedule == "constant" else 5e-3
+    if config.teacher_learning_rate is not None:
+        rate = config.teacher_learning_rate
+    check_batch_size("--teacher-batch-size", config.teacher_batch_size, images)
+    return Recipe(
+        config.teacher_seed, config.teacher_epochs, config.teacher_batch_size, rate, config.schedule
+    )
+
+
+def student_recipe(config, seed, labels):
+    """How both students of a pair are trained: as the flags say, or else as suits the number of
+    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, config.schedule)
 
 
 # %% Main
-
-
-def student_recipe(config, labels):
-    """A student's recipe, from flags or else from the number of labels. 1,000 labels and nearly
-    all were searched on validation images; a power law joins their epochs, 60 and 4."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
-    rate = utils.given(config.learning_rate, rate)
-    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", batch_size, labels)
-    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
-
-
-def plan(config, data):
-    """The labelled images and the recipes of teacher and student, from flags and defaults."""
-    quick, digits = config.quick, data.name == "digits"
-    epochs = utils.given(config.teacher_epochs, 2 if quick else 20 if digits else 3)
-    rate = 1e-3 if config.schedule == "constant" else 5e-3
-    rate, batch_size = utils.given(config.teacher_learning_rate, rate), config.teacher_batch_size
-    utils.check_batch("--teacher-batch-size", batch_size, len(data.train.label))
-    for_teacher = Recipe(config.teacher_seed, epochs, batch_size, rate, config.schedule)
-    default = 200 if quick else 300 if digits else 1000
-    labelled = utils.take_labels(data.train, config.labels or default, config.seed)
-    return labelled, for_teacher, student_recipe(config, len(labelled.label))
+# One teacher, then pairs of students that differ in nothing but the teacher's answers.
 
 
 def main(config):
-    data = utils.start(config)
-    labelled, for_teacher, for_student = plan(config, data)
-    images, labels = len(data.train.label), len(labelled.label)
-    utils.banner(f"1/3 TEACHER: all {images:,} labels")
-    teacher = TeacherCNN(rngs=nnx.Rngs(0))
-    phase = utils.find_run("teacher", teacher, for_teacher, data, config)
-    if not phase:
-        teacher, phase = train_teacher(data, for_teacher, config.output_dir)
-    print("✓ Teacher completed")
-    utils.banner(f"2/3 DISTILLED STUDENT: {labels:,} of {images:,} labels, and the teacher")
-    distilled = train_student_with_distillation(
-        teacher, data, labelled, for_student, config.output_dir,
-        config.temperature, config.alpha, config.cache_teacher,
-    )  # fmt: skip
-    print("✓ Distillation completed")
-    utils.banner(f"3/3 BASELINE STUDENT: the same {labels:,} labels, no teacher")
-    baseline = train_student_baseline(data, labelled, for_student, config.output_dir)
-    print("✓ Baseline completed")
-    runs = {"teacher": (teacher, phase), "distilled": distilled, "baseline": baseline}
-    logits = {name: evaluate(model, data.test)[1] for name, (model, _) in runs.items()}
-    rows = utils.rows(runs, logits, data)
-    figure, found = utils.draw(rows, data, logits["teacher"])
-    p_value = utils.mcnemar(logits["distilled"], logits["baseline"], data.test.label)
-    report = utils.write_results(config, data, rows, figure, found | {"mcnemar_p": p_value})
-    percent = {row["name"]: 100 * row[f"{data.scored_on}_accuracy"] for row in rows}
-    gain = percent["distilled"] - percent["baseline"]
-    utils.summary(report, data, {
-        "Labels": f"{images:,} for the teacher, {labels:,} for the students",
-        "Improvement from distillation": f"{gain:+.2f} points (McNemar's p = {p_value:.1g})",
-        "Compression": f"{rows[0]['params'] / rows[1]['params']:.1f} times fewer parameters",
-        "Loss against the teacher": f"{percent['teacher'] - percent['distilled']:.2f} points",
-    })  # fmt: skip
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    for_teacher = teacher_recipe(config, len(data.train.label))
+    pairs = []
+    for seed in run.seeds(config.seeds):
+        labelled = take_labels(data.train, config.labels, seed)
+        pairs.append((labelled, student_recipe(config, seed, len(labelled.label))))
+    images, labels = f"{len(data.train.label):,}", f"{len(labelled.label):,}"
+
+    experiment.print_heading(f"TEACHER: all {images} labels")
+    if config.teacher:
+        fresh = TeacherCNN(data.classes, rngs=nnx.Rngs(0))
+        teacher = run.take_teacher(fresh, data.train)
+    else:
+        teacher = train_teacher(data, for_teacher, run)
+    teacher_logits = predict(teacher, data.test)
+    run.add_row("teacher", teacher, teacher_logits, teacher_logits=teacher_logits)
+
+    for labelled, recipe in pairs:
+        heading = f"seed {recipe.seed}, {labels} of {images} labels"
+        experiment.print_heading(f"DISTILLED STUDENT: {heading}, and the teacher")
+        distilled = train_student_with_distillation(
+            teacher, data, labelled, recipe, run,
+            config.temperature, config.alpha, config.cache_teacher,
+        )  # fmt: skip
+        experiment.print_heading(f"BASELINE STUDENT: {heading}, no teacher")
+        baseline = train_student_baseline(data, labelled, recipe, run)
+
+        distilled_logits = predict(distilled, data.test)
+        baseline_logits = predict(baseline, data.test)
+        p_value = mcnemar(distilled_logits, baseline_logits, data.test.label)
+        run.add_row(
+            "distilled", distilled, distilled_logits,
+            teacher_logits=teacher_logits, mcnemar_p=p_value,
+        )  # fmt: skip
+        run.add_row("baseline", baseline, baseline_logits, teacher_logits=teacher_logits)
+
+    run.measure_inference("teacher", teacher)
+    run.measure_inference("distilled", distilled)
+    figure, soft_targets = plots.draw_run(run.rows, data, teacher_logits)
+    gain = run.compare("distilled", "baseline")
+    if config.seeds == 1:  # what chance could have done, on these test images
+        gain = f"{gain}, McNemar's p = {p_value:.1g}"
+    teacher_params, student_params = run.values("teacher", "params")[0], run.rows[1]["params"]
+    behind = np.mean(run.accuracies("teacher")) - np.mean(run.accuracies("distilled"))
+    summary = {
+        "Labels": f"{images} for the teacher, {labels} for the students",
+        "Improvement from distillation": gain,
+        "Loss against the teacher": f"{behind:.2f} points",
+        "Compression": f"{teacher_params / student_params:.1f} times fewer parameters",
+    }
+    return run.finish(figure, summary, soft_targets=soft_targets)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

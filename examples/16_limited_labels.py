@@ -1,59 +1,84 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
-"""Limited labels: how the gain from distillation depends on the number of labelled images.
+"""Limited labels: how much a teacher is worth, from 100 labelled images to all of them.
 
-A baseline and a distilled student for each number of labels, over several seeds, each with a recipe
-that was searched for it; and a student that learns from the teacher on images without labels, too.
-How accurate are they, how much like their teacher, and are they as sure as they may be?
+For each number of labels there are three students: a baseline that learns from the labels alone, a
+distilled one that learns from the teacher's soft targets too, and one that gets soft targets for
+images without labels as well. Each is trained with several seeds, and with a recipe that was
+searched for its number of labels. They are compared by accuracy, by likeness to the teacher and by
+calibration: is a student as sure as it may be?
 
-    python examples/16_limited_labels.py           # 3 seeds: 10 to 45 minutes
-    python examples/16_limited_labels.py --quick   # a first look: about a minute
+    python examples/16_limited_labels.py                    # 3 seeds: 10 to 45 minutes
+    python examples/16_limited_labels.py --labels 500 all   # these numbers of labels alone
+    python examples/16_limited_labels.py --quick            # a first look: about a minute
 
-On 2 CPU cores, fast or slow, from runs of 5 seeds. Hinton, Vinyals, Dean: Distilling the Knowledge
-in a Neural Network, 2015, arXiv:1503.02531, section 6. Stanton et al.: Does Knowledge Distillation
-Really Work?, 2021, arXiv:2106.05945. Guo et al.: On Calibration of Modern Neural Networks, 2017,
-arXiv:1706.04599.
+Times are for 2 CPU cores, fast or slow.
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531,
+section 6. Stanton et al.: Does Knowledge Distillation Really Work?, 2021, arXiv:2106.05945. Guo et
+al.: On Calibration of Modern Neural Networks, 2017, arXiv:1706.04599.
 """
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Annotated, Literal
 
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
+from matplotlib.figure import Figure
+from plots import COLOURS
+from utils import (
+    batches,
+    check_batch_size,
+    evaluate,
+    paired_difference,
+    predict,
+    predict_by_index,
+    require,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/16_limited_labels"  # for results, figure and checkpoints
-    seed: int = 42  # of the first pair of students: labelled images, initial weights, batches
-    seeds: int | None = None  # so many pairs, of seeds one after another; else 3, quick 2
-    labels: tuple[str, ...] | None = None  # else 100 250 1000 5000 all; quick and digits: fewer
-    epochs: int | None = None  # of each student; else as in RECIPES
-    batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of the students: peak (else as in RECIPES), constant 1e-3
-    schedule: str = "onecycle"  # of the students' learning rate: onecycle or constant
-    temperature: float = 3.0  # T: how far both distributions are softened
-    alpha: float = 0.5  # weight of the labels; the teacher has 1 - alpha
-    teacher: str | None = None  # output folder of a run whose teacher to use
-    teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, fewer labels and steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/16_limited_labels"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """First seed of the students: labelled images, initial weights, order of batches."""
+    seeds: Annotated[int | None, Range(2, 100), OPEN] = None
+    """Number of seeds, one after another, for each number of labels (default: 3; quick 2)."""
+    labels: Annotated[tuple[int | Literal["all"], ...] | None, Range(10), OPEN] = None
+    """Numbers of labelled images (default: 100 250 1000 5000 all; digits and quick fewer)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each student (default: chosen by the number of labels; quick 10)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of the students' learning rate: rising and falling in one cycle, or constant."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
+    """Temperature T that softens the distributions of teacher and student."""
+    alpha: Annotated[float, Range(0, 1)] = 0.5
+    """Weight of the labels in the loss; the teacher has 1 - alpha."""
+    teacher: Annotated[str | None, OPEN] = None
+    """Output folder of a run whose teacher to take (default: train one)."""
+    teacher_seed: Seed = 0
+    """Seed of the teacher: initial weights, dropout, order of batches."""
 
 
 # %% Models
+# The teacher and the student of script 15.
 
 
 class TeacherCNN(nnx.Module):
@@ -99,21 +124,72 @@ class StudentCNN(nnx.Module):
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
-# %% Loss and steps
+# %% Loss
+# `distillation_loss` is that of script 15: every image has a label and soft targets. In
+# `transfer_loss` the first images alone have a label, and all have soft targets.
 
 
-def soft_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
-    """(total, hard, soft), from logits [B, C] and the labels [L] of the first L images. With L = B
-    it is the loss of script 15; the other B − L images have no label, and need none."""
-    # hard = −log p_student[label] at T = 1, mean over the labelled images
-    labelled = student_logits[: len(labels)]
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(labelled, labels).mean()
-    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over all images
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
     student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+
+
+def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
+    """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
+
+
+def transfer_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
+    """The loss where labels [L] are known of the first L images alone, from logits [B, C]: (total,
+    hard, soft). With L = B it is `distillation_loss`.
+
+    Raises ValueError where the shapes do not fit.
+    """
+    # hard = cross-entropy at T = 1, mean over the L labelled images
+    hard = hard_loss(student_logits[: len(labels)], labels)
+    # soft = T² · KL(p_teacher ‖ p_student), mean over all B images
+    soft = soft_loss(student_logits, teacher_logits, temperature)
+    # total = α · hard + (1 − α) · soft
+    return alpha * hard + (1 - alpha) * soft, hard, soft
+
+
+# %% Steps
+# One for each kind of student. The baseline, and the teacher, learn by `train_step`, the distilled
+# student by `train_student_step`, the transfer student by `train_transfer_step`.
 
 
 @nnx.jit
@@ -122,8 +198,7 @@ def train_step(model, optimizer, batch):
 
     def loss_fn(model):
         logits = model(batch["image"], train=True)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), logits
+        return hard_loss(logits, batch["label"]), logits
 
     (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
@@ -131,17 +206,39 @@ def train_step(model, optimizer, batch):
 
 
 @nnx.jit
-def soft_step(student, optimizer, batch, unlabelled=None, temperature=3.0, alpha=0.5):
-    """One step on a labelled batch and, unless None, on a second one whose labels are not looked
-    at. Both bring "teacher_logits" [B, C]. Returns the scalars loss, hard_loss and soft_loss."""
-    image, teacher_logits = batch["image"], batch["teacher_logits"]
-    if unlabelled is not None:
-        image = jnp.concatenate([image, unlabelled["image"]])
-        teacher_logits = jnp.concatenate([teacher_logits, unlabelled["teacher_logits"]])
+def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alpha=0.5):
+    """One step of distillation. `teacher` may be None if the batch brings "teacher_logits" [B, C].
+
+    Returns the scalars loss, hard_loss, soft_loss and accuracy.
+    """
+    teacher_logits = batch.get("teacher_logits")
+    if teacher_logits is None:
+        teacher_logits = jax.lax.stop_gradient(teacher(batch["image"], train=False))
+
+    def loss_fn(student):
+        logits = student(batch["image"], train=True)
+        losses = distillation_loss(logits, teacher_logits, batch["label"], temperature, alpha)
+        return losses[0], (*losses, logits)
+
+    (_, (loss, hard, soft, logits)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
+    optimizer.update(student, grads)
+    accuracy = (logits.argmax(-1) == batch["label"]).mean()
+    return {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": accuracy}
+
+
+@nnx.jit
+def train_transfer_step(student, optimizer, labelled, unlabelled, temperature=3.0, alpha=0.5):
+    """One step on a labelled and an unlabelled batch, both with "teacher_logits" [B, C]. Labels of
+    the unlabelled batch are not looked at.
+
+    Returns the scalars loss, hard_loss and soft_loss.
+    """
+    image = jnp.concatenate([labelled["image"], unlabelled["image"]])
+    teacher_logits = jnp.concatenate([labelled["teacher_logits"], unlabelled["teacher_logits"]])
 
     def loss_fn(student):
         logits = student(image, train=True)
-        losses = soft_loss(logits, teacher_logits, batch["label"], temperature, alpha)
+        losses = transfer_loss(logits, teacher_logits, labelled["label"], temperature, alpha)
         return losses[0], losses
 
     (_, (loss, hard, soft)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
@@ -150,17 +247,12 @@ def soft_step(student, optimizer, batch, unlabelled=None, temperature=3.0, alpha
 
 
 # %% Training
+# One function for the teacher and one for each kind of student, with its loop in full. To save
+# time, students are scored once, at the end. A teacher never changes, so its logits for the
+# training images are computed once, and looked up by the images' index: `teacher_logits` [N, C].
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
-
-
-@functools.cache  # so that equal recipes share a compiled step
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
 def make_transform(learning_rate, schedule, steps):
     """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     if schedule == "onecycle":
@@ -168,39 +260,95 @@ def make_transform(learning_rate, schedule, steps):
     return optax.adam(learning_rate)
 
 
-def train_limited(kind, recipe, data, labelled, config, table=None):
-    """Trains a teacher or a student: on labels alone; with a table [N, C] of the teacher's logits
-    by the images' index on both (distilled); or with half of each batch drawn from the training
-    images that have no label (transfer). Returns it and its `utils.Phase`."""
-    model = (TeacherCNN if kind == "teacher" else StudentCNN)(rngs=nnx.Rngs(recipe.seed))
-    function, how, tables = train_step, {}, {}
-    more = {} if kind == "teacher" else {"labels": len(labelled.label)}
-    if table is not None:
-        function, tables = soft_step, {"teacher_logits": table}
-        how = {"temperature": config.temperature, "alpha": config.alpha}
-        more |= how | {"teacher": utils.digest(table)}
-    steps = recipe.epochs * (len(labelled.label) // recipe.batch_size)
+def make_optimizer(model, recipe, images):
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
     transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
-    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-    phase = utils.Phase(kind, config.output_dir, recipe, data, **more)
-    if kind == "transfer":
-        rest = data.train.take(~np.isin(data.train.index, labelled.index))
-    step = utils.bind(function, model, optimizer)
-    for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
-        draws = recipe.batch_size, recipe.seed, epoch
-        sources = [utils.batches(labelled, *draws, **tables)]
-        if kind == "transfer":
-            sources.append(utils.batches(rest, *draws, **tables))
-        for batches in zip(*sources, strict=False):  # the rest is larger
-            phase.log(step(*batches, **how))
-    return model, phase
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-# %% Main
+def train_teacher(data, recipe, run):
+    """Trains the teacher on the labels of all training images."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(teacher, recipe, len(data.train.label))
+    step = compile_step(train_step, teacher, optimizer)
 
-KINDS = ("baseline", "distilled", "transfer")
-# With so many labels: peak learning rate and epochs of each kind, found on validation images by
-# searches of equal budgets (`docs/measure.py tuning limited_tuning`). Transfer follows distilled.
+    training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
+
+
+def name_of(kind, labels):
+    """The name of a student, in the results and of its files."""
+    return f"{kind}, {labels} labels"
+
+
+def train_on_labels(labelled, classes, recipe, run):
+    """Trains the baseline: a student that learns from the labels alone."""
+    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_step, student, optimizer)
+
+    name = name_of("baseline", len(labelled.label))
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+    return student
+
+
+def train_on_labels_and_soft_targets(
+    labelled, teacher_logits, recipe, run, temperature=3.0, alpha=0.5
+):
+    """Trains the distilled student: the baseline's images with their labels and soft targets."""
+    student = StudentCNN(teacher_logits.shape[-1], rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_student_step, student, None, optimizer)  # no teacher: its logits
+
+    name = name_of("distilled", len(labelled.label))
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        labelled_batches = batches(
+            labelled, recipe.batch_size, recipe.seed, epoch, teacher_logits=teacher_logits
+        )
+        for batch in labelled_batches:
+            training.log(step(batch, temperature, alpha))
+    return student
+
+
+def train_on_transfer_set(
+    labelled, unlabelled, teacher_logits, recipe, run, temperature=3.0, alpha=0.5
+):
+    """Trains the transfer student: a step sees as many labelled images as unlabelled ones, all with
+    soft targets. The recipe's batch size is that of either half."""
+    student = StudentCNN(teacher_logits.shape[-1], rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_transfer_step, student, optimizer)
+
+    name = name_of("transfer", len(labelled.label))
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        labelled_batches = batches(
+            labelled, recipe.batch_size, recipe.seed, epoch, teacher_logits=teacher_logits
+        )
+        unlabelled_batches = batches(
+            unlabelled, recipe.batch_size, recipe.seed, epoch, teacher_logits=teacher_logits
+        )
+        # An epoch ends with the labelled images. Of the others each epoch sees some.
+        pairs = zip(labelled_batches, unlabelled_batches, strict=False)
+        for labelled_batch, unlabelled_batch in pairs:
+            training.log(step(labelled_batch, unlabelled_batch, temperature, alpha))
+    return student
+
+
+# %% Settings
+# What a flag leaves open is chosen here. Learning rates and epochs were searched on validation
+# images, for each number of labels and with the same budget for baseline and distilled student.
+
+# {labels: {student: (peak learning rate, epochs)}}. A transfer student follows the distilled one.
 RECIPES = {
     100: {"baseline": (8e-2, 548), "distilled": (3e-2, 548)},
     250: {"baseline": (8e-2, 300), "distilled": (8e-2, 300)},
@@ -210,70 +358,233 @@ RECIPES = {
 }
 
 
-def recipe_for(kind, labels, seed, config):
-    """A student's recipe, from flags or else from the nearest of RECIPES."""
+def fill_in_defaults(config, data):
+    """The config with the numbers of labels and of seeds, where they were left open."""
+    numbers = (100, 250, 1000, 5000, "all")
+    if data.name == "digits":
+        numbers = (50, 100, 300, "all")
+    if config.quick:
+        numbers = (100, 500)
+    images = len(data.train.label)
+    possible = tuple(n for n in numbers if n == "all" or n < images)
+    return experiment.with_defaults(config, labels=possible, seeds=2 if config.quick else 3)
+
+
+def count_labels(config, data):
+    """The numbers of labels, from few to many, with "all" as a number.
+
+    Raises UserError where there are not so many images.
+    """
+    require(config.labels, "--labels: must name a number, or all")
+    counts = []
+    for number in config.labels:
+        labelled = take_labels(data.train, number, config.seed)
+        counts.append(len(labelled.label))
+    require(len(set(counts)) == len(counts), "--labels: must not repeat a number")
+    return sorted(counts)
+
+
+def limited_teacher_recipe(config, data):
+    """How the teacher is trained, whatever the students' flags say."""
+    epochs = 3
+    if data.name == "digits":
+        epochs = 20
+    if config.quick:
+        epochs = 2
+    images = len(data.train.label)
+    require(images >= 128, f"{data.name}: {images} training images; a teacher needs 128")
+    return Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
+
+
+def limited_recipe(config, kind, seed, labels):
+    """How a student is trained: as the flags say, or else as the nearest of RECIPES, its epochs
+    brought over by a power law."""
     nearest = min(RECIPES, key=lambda count: abs(np.log(count / labels)))
-    rate, epochs = RECIPES[nearest]["baseline" if kind == "baseline" else "distilled"]
-    epochs = 10 if config.quick else round(epochs * (nearest / labels) ** 0.66)
-    rate = 1e-3 if config.schedule == "constant" else rate
-    epochs, rate = utils.given(config.epochs, epochs), utils.given(config.learning_rate, rate)
-    size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", size, labels)
-    if kind == "transfer":  # half of a batch has labels, and the steps are about as many
-        utils.require(size > 1, f"--batch-size {size}: must be 2 or more, half of them labelled")
-        fewer = round(epochs * (labels // size) / (labels // (size // 2)))
-        epochs, size = max(min(1, epochs), fewer), size // 2
-    return Recipe(seed, epochs, size, rate, config.schedule)
+    searched = "baseline" if kind == "baseline" else "distilled"
+    rate, epochs = RECIPES[nearest][searched]
+    epochs = round(epochs * (nearest / labels) ** 0.66)
+    if config.quick:
+        epochs = 10
+    if config.epochs is not None:
+        epochs = config.epochs
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    recipe = Recipe(seed, epochs, batch_size, rate, config.schedule)
+    if kind == "transfer":
+        recipe = halve_batches(recipe, labels)
+    return recipe
 
 
-def plan(config, data):
-    """The teacher's recipe, the numbers of labels, and of each student kind, images and recipe."""
-    quick, digits, total = config.quick, data.name == "digits", len(data.train.label)
-    epochs = 2 if quick else 20 if digits else 3
-    for_teacher = Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
-    budgets = ("50", "100", "300", "all") if digits else ("100", "250", "1000", "5000", "all")
-    budgets = ("100", "500") if quick else budgets
-    budgets = config.labels or [n for n in budgets if n == "all" or int(n) < total]
-    budgets = sorted(len(utils.take_labels(data.train, count, 0).label) for count in budgets)
-    utils.require(len(set(budgets)) == len(budgets), "--labels: must not repeat a number")
-    students = []
-    for labels in budgets:
-        for i in range(utils.given(config.seeds, 2 if quick else 3)):
-            seed = (config.seed + i) % 2**32
-            labelled = utils.take_labels(data.train, labels, seed)
-            for kind in KINDS if labels <= total // 2 else KINDS[:2]:
-                students.append((kind, labelled, recipe_for(kind, labels, seed, config)))
-    return for_teacher, budgets, students
+def halve_batches(recipe, labels):
+    """The recipe with half of a batch labelled, for about as many steps: an epoch of half batches
+    has about twice as many, so there are half as many epochs."""
+    size = recipe.batch_size
+    require(size > 1, f"--batch-size {size}: must be 2 or more, half of them labelled")
+    steps_before = labels // size  # in an epoch
+    steps_after = labels // (size // 2)
+    epochs = round(recipe.epochs * steps_before / steps_after)
+    if recipe.epochs > 0:
+        epochs = max(1, epochs)
+    return recipe._replace(epochs=epochs, batch_size=size // 2)
+
+
+def make_plan(config, data, run):
+    """Who is to be trained on what: for each number of labels and each seed the labelled images,
+    and the recipes of their students by kind."""
+    plan = []
+    for count in count_labels(config, data):
+        kinds = ["baseline", "distilled"]
+        if count <= len(data.train.label) // 2:  # else there are too few images without a label
+            kinds.append("transfer")
+        for seed in run.seeds(config.seeds):
+            labelled = take_labels(data.train, count, seed)
+            recipes = {kind: limited_recipe(config, kind, seed, count) for kind in kinds}
+            plan.append((labelled, recipes))
+    return plan
+
+
+# %% Figure
+# Over the number of labels: errors, the gain over the baseline, and how much like its teacher and
+# how well calibrated a student is.
+
+KIND_COLOURS = {
+    "baseline": COLOURS["baseline"],
+    "distilled": COLOURS["distilled"],
+    "transfer": "tab:green",
+}
+
+
+def draw(run, counts):
+    """Draws the figure of a run with these numbers of labels."""
+    scored_on = run.data.scored_on
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    (errors, gains), (agreements, calibrations) = figure.subplots(2, 2)
+
+    one_error = 100 / len(run.data.test.label)  # in percent
+    draw_over_labels(errors, run, counts, f"{scored_on}_errors", one_error)
+    errors.set(title=f"{scored_on} errors, %", yscale="log")
+    draw_gains_over_labels(gains, run, counts)
+    gains.set(title="gain over the baseline, points (bars: 95 % intervals)")
+    draw_over_labels(agreements, run, counts, "agreement", 100)
+    agreements.set(title="same answer as the teacher, %")
+    draw_over_labels(calibrations, run, counts, "ece", 100)
+    calibrations.set(title="expected calibration error, %")
+
+    for axes in (errors, gains, agreements, calibrations):
+        axes.set(xlabel="labels", xscale="log")
+        axes.set_xticks(counts, labels=[f"{count:,}" for count in counts])
+        axes.minorticks_off()
+        axes.legend()
+    return figure
+
+
+def draw_over_labels(axes, run, counts, key, scale):
+    """Draws what the rows hold under a key, times `scale`: a point for each seed, a line through
+    the means, and a dashed line for the teacher."""
+    for kind, colour in KIND_COLOURS.items():
+        known = [count for count in counts if run.values(name_of(kind, count), key)]
+        means = []
+        for count in known:
+            values = scale * np.array(run.values(name_of(kind, count), key))
+            axes.plot([count] * len(values), values, ".", color=colour)
+            means.append(values.mean())
+        if known:
+            axes.plot(known, means, color=colour, label=kind)
+    [teacher] = run.values("teacher", key)
+    axes.axhline(scale * teacher, color=COLOURS["teacher"], linestyle="--", label="teacher")
+
+
+def draw_gains_over_labels(axes, run, counts):
+    """Draws the mean gains over the baseline of the same seeds, with their 95 % intervals."""
+    for kind in ("distilled", "transfer"):
+        known = [count for count in counts if run.accuracies(name_of(kind, count))]
+        gains = []
+        for count in known:
+            baseline = run.accuracies(name_of("baseline", count))
+            gains.append(paired_difference(run.accuracies(name_of(kind, count)), baseline))
+        if known:
+            means = [gain.mean for gain in gains]
+            half_intervals = [gain.high - gain.mean for gain in gains]
+            axes.errorbar(
+                known,
+                means,
+                half_intervals,
+                fmt="o-",
+                capsize=3,
+                color=KIND_COLOURS[kind],
+                label=kind,
+            )
+    axes.axhline(0, color=COLOURS["baseline"], linestyle="--")
+
+
+# %% Main
+# One teacher, trained on all labels. Then, for each number of labels and each seed, students that
+# share labelled images and initial weights, and differ in what they are told.
+
+
+def train_students(labelled, recipes, teacher_logits, data, config, run):
+    """Trains the students of one number of labels and one seed: {kind: student}."""
+    labels, seed = f"{len(labelled.label):,} labels", recipes["baseline"].seed
+
+    experiment.print_heading(f"BASELINE: {labels}, seed {seed}, no teacher")
+    students = {"baseline": train_on_labels(labelled, data.classes, recipes["baseline"], run)}
+
+    experiment.print_heading(f"DISTILLED: {labels}, seed {seed}, and their soft targets")
+    students["distilled"] = train_on_labels_and_soft_targets(
+        labelled, teacher_logits, recipes["distilled"], run, config.temperature, config.alpha
+    )
+
+    if "transfer" in recipes:
+        experiment.print_heading(f"TRANSFER: {labels}, seed {seed}, and all images' soft targets")
+        unlabelled = data.train.take(~np.isin(data.train.index, labelled.index))
+        students["transfer"] = train_on_transfer_set(
+            labelled, unlabelled, teacher_logits, recipes["transfer"], run,
+            config.temperature, config.alpha,
+        )  # fmt: skip
+    return students
 
 
 def main(config):
-    data = utils.start(config)
-    for_teacher, budgets, students = plan(config, data)
-    utils.banner(f"TEACHER: {len(data.train.label):,} labels")
-    teacher = TeacherCNN(rngs=nnx.Rngs(0))
-    phase = utils.find_run("teacher", teacher, for_teacher, data, config)
-    if not phase:
-        teacher, phase = train_limited("teacher", for_teacher, data, data.train, config)
-    answers = utils.predict(teacher, data.test)
-    rows = utils.rows({"teacher": (teacher, phase)}, {"teacher": answers}, data)
-    table, lines = utils.predict_by_index(teacher, data.train), {}
-    for kind, labelled, recipe in students:
-        name = f"{kind}, {len(labelled.label)} labels"
-        utils.banner(f"{name}, seed {recipe.seed}".upper())
-        known = None if kind == "baseline" else table
-        run = train_limited(kind, recipe, data, labelled, config, known)
-        logits = utils.predict(run[0], data.test)
-        rows += utils.rows({name: run}, {name: logits, "teacher": answers}, data)
-    names = [row["name"] for row in rows]
-    for count in budgets:
-        for name in (f"{kind}, {count} labels" for kind in KINDS[1:]):
-            if name in names:
-                baseline = f"baseline, {count} labels"
-                lines[f"{name}: gain"] = utils.compare(rows, name, baseline, data)
-    report = utils.write_results(config, data, rows, utils.draw_labels(rows, KINDS, budgets, data))
-    utils.summary(report, data, lines)
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    for_teacher = limited_teacher_recipe(config, data)
+    plan = make_plan(config, data, run)
+
+    experiment.print_heading(f"TEACHER: all {len(data.train.label):,} labels")
+    if config.teacher:
+        fresh_teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(0))
+        teacher = run.take_teacher(fresh_teacher, data.train)
+    else:
+        teacher = train_teacher(data, for_teacher, run)
+    teacher_answers = predict(teacher, data.test)
+    run.add_row("teacher", teacher, teacher_answers, teacher_logits=teacher_answers)
+
+    # All students have this teacher. What it says of the training images is computed once.
+    teacher_logits = predict_by_index(teacher, data.train)
+    for labelled, recipes in plan:
+        students = train_students(labelled, recipes, teacher_logits, data, config, run)
+        for kind, student in students.items():
+            name = name_of(kind, len(labelled.label))
+            logits = predict(student, data.test)
+            run.add_row(name, student, logits, teacher_logits=teacher_answers)
+
+    counts = count_labels(config, data)
+    gains = {}
+    for count in counts:
+        baseline = name_of("baseline", count)
+        for kind in ("distilled", "transfer"):
+            name = name_of(kind, count)
+            if run.accuracies(name):
+                gains[f"{name}: gain"] = run.compare(name, baseline)
+    return run.finish(draw(run, counts), gains)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

@@ -1,18 +1,21 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Ensemble distillation: several teachers teach one student.
 
 Teachers that differ in seed and order of batches (with --subsets also in their images) err on
-different images, so their mean errs less than each. A student learns from that mean, of the
-probabilities or of the logits; others learn from one teacher, or from one drawn for each batch.
+different images, so their mean errs less than each of them. One student learns from the mean of
+their probabilities, one from the mean of their logits, one from the first teacher alone, and one
+from a teacher drawn anew for each batch. A baseline learns from the labels alone.
 
-    python examples/17_ensemble_distillation.py           # 4 teachers: 3 to 4 minutes on 2 cores
-    python examples/17_ensemble_distillation.py --quick   # 2 teachers: about a minute
+    python examples/17_ensemble_distillation.py             # 4 teachers: 3 to 4 minutes on 2 cores
+    python examples/17_ensemble_distillation.py --subsets   # each teacher draws its own images
+    python examples/17_ensemble_distillation.py --seeds 5   # five repetitions, 20 teachers
+    python examples/17_ensemble_distillation.py --quick     # 2 teachers: about a minute
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
@@ -20,40 +23,67 @@ Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv
 import dataclasses
 import functools
 import time
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import experiment
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
+from utils import (
+    Split,
+    batches,
+    check_batch_size,
+    mcnemar,
+    predict,
+    predict_by_index,
+    require,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/17_ensemble_distillation"  # for results, figure and checkpoints
-    seed: int = 42  # of the students: labelled images, initial weights, batches, drawn teachers
-    labels: str | None = None  # a student's, or all; else 1000, digits 300, quick 200
-    epochs: int | None = None  # of each student; else what the labels need
-    batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of the students: peak (else by labels) or constant (1e-3)
-    schedule: str = "onecycle"  # of every learning rate: onecycle or constant
-    temperature: float = 3.0  # T: how far all distributions are softened
-    alpha: float = 0.5  # weight of the labels; the teachers have 1 - alpha
-    teachers: int | None = None  # how many; else 4, quick 2
-    subsets: bool = False  # each teacher draws its own images; else all have the same
-    teacher_seed: int = 0  # of the first teacher: images, weights, dropout, batches; then + 1, ...
-    teacher_labels: str | None = None  # labelled images of a teacher, or all; else at most 3000
-    teacher_epochs: int | None = None  # of each; else 15 for 3,000 labels, digits 20, quick 2
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/17_ensemble_distillation"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """Seed of the first students: labelled images, initial weights, batches, drawn teachers."""
+    seeds: Annotated[int | None, Range(1, 100), OPEN] = None
+    """Number of repetitions, each with students and teachers of its own (default: 1)."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled images of the students, or all (default: 1000; digits 300; quick 200)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each student (default: chosen by the number of labels)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of all learning rates: rising and falling in one cycle, or constant."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
+    """Temperature T that softens the distributions of teachers and students."""
+    alpha: Annotated[float, Range(0, 1)] = 0.5
+    """Weight of the labels in the loss; the teachers have 1 - alpha."""
+    teachers: Annotated[int | None, Range(2, 100), OPEN] = None
+    """Number of teachers of a repetition (default: 4; quick 2)."""
+    subsets: bool = False
+    """Let each teacher draw its own images; otherwise all teachers have the same."""
+    teacher_seed: Seed = 0
+    """Seed of the first teacher: images, weights, dropout, batches. The others follow, + 1 each."""
+    teacher_labels: Annotated[int | Literal["all"] | None, Range(128), OPEN] = None
+    """Labelled images of a teacher, or all (default: 3000; all, with subsets half, if fewer)."""
+    teacher_epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each teacher (default: 15 for 3000 labels, fewer for more; digits 20; quick 2)."""
 
 
 # %% Models
+# The teacher has 946,954 parameters, the student 56,810. All teachers are of one architecture; what
+# makes them differ is their seed.
 
 
 class TeacherCNN(nnx.Module):
@@ -99,15 +129,47 @@ class StudentCNN(nnx.Module):
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
-# %% Loss, step and training
+# %% Loss
+# What do several teachers say together? Their distributions can be averaged in two ways, and the
+# student learns from that one mean as it would from one teacher.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
 def mean_distribution(teacher_logits, temperature=1.0, average="probabilities"):
-    """What K teachers say together, [B, C]: from their logits, a list or array [K, B, C], the mean
-    of the softened distributions, arithmetic ("probabilities") or geometric ("logits")."""
-    if average not in ("probabilities", "logits") or len(teacher_logits) == 0:
-        raise ValueError(f"average={average!r} of {len(teacher_logits)} teachers")
-    softened = jax.lax.stop_gradient(jax.numpy.asarray(teacher_logits)) / temperature
+    """What K teachers say together, [B, C]: the mean of their softened distributions.
+
+    Args:
+      teacher_logits: an array [K, B, C], or a list of K arrays [B, C].
+      temperature: T, which softens each distribution before the mean is taken.
+      average: "probabilities" for the arithmetic mean, "logits" for the geometric one.
+
+    Raises ValueError for another average, or without a teacher.
+    """
+    if average not in ("probabilities", "logits"):
+        raise ValueError(f"average={average!r}: must be 'probabilities' or 'logits'")
+    if len(teacher_logits) == 0:
+        raise ValueError("0 teachers: a mean needs one or more")
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    softened = teacher_logits / temperature
     if average == "probabilities":
         # p = 1/K · Σ_k softmax(v_k / T): what one teacher finds likely stays likely
         return jax.nn.softmax(softened).mean(axis=0)
@@ -115,45 +177,79 @@ def mean_distribution(teacher_logits, temperature=1.0, average="probabilities"):
     return jax.nn.softmax(softened.mean(axis=0))
 
 
-def ensemble_distillation_loss(
-    student_logits, teacher_logits_list, labels, temperature=3.0, alpha=0.5, average="probabilities"
-):
-    """(total, hard, soft), from logits [B, C], labels [B] and K teachers' logits, [B, C] each."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
+def ensemble_soft_loss(student_logits, teacher_logits, temperature=3.0, average="probabilities"):
+    """How far the student, logits [B, C], is from the mean of its teachers, logits [K, B, C].
+
+    Raises ValueError where their shapes do not fit: they might broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_probs = mean_distribution(teacher_logits, temperature, average)
+    if student_logits.shape != teacher_probs.shape:
+        teacher_shape = jnp.shape(teacher_logits)
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_shape}"
+        raise ValueError(f"{shapes}: must be of the shapes [B, C], [K, B, C]")
     # soft = T² · KL(mean of the teachers ‖ p_student), all at temperature T, mean over the batch
-    teacher_probs = mean_distribution(teacher_logits_list, temperature, average)
     student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+
+
+def ensemble_distillation_loss(
+    student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5, average="probabilities"
+):
+    """The loss of a student of K teachers: (total, hard, soft), from its logits [B, C], their
+    logits [K, B, C] and labels [B]."""
+    hard = hard_loss(student_logits, labels)
+    soft = ensemble_soft_loss(student_logits, teacher_logits, temperature, average)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
 
-@nnx.jit(static_argnames="average")
-def ensemble_step(model, optimizer, batch, temperature=3.0, alpha=0.5, average="probabilities"):
-    """One step on labels and, where the batch brings "teacher_logits" [B, K, C], on K teachers."""
+# %% Steps
+# `train_step` learns from the labels alone: each teacher, and the student without a teacher.
+# `ensemble_step` distils. The teachers take no part in it but by their logits, which the batch
+# brings.
+
+
+@nnx.jit
+def train_step(model, optimizer, batch):
+    """One step on the labels alone. Returns the scalars loss and accuracy."""
 
     def loss_fn(model):
-        logits, labels = model(batch["image"], train=True), batch["label"]
-        if "teacher_logits" not in batch:
-            return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        teachers = batch["teacher_logits"].swapaxes(0, 1)  # [K, B, C]
-        return ensemble_distillation_loss(logits, teachers, labels, temperature, alpha, average)[0]
+        logits = model(batch["image"], train=True)
+        return hard_loss(logits, batch["label"]), logits
 
-    loss, grads = nnx.value_and_grad(loss_fn)(model)
+    (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
-    return {"loss": loss}
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@nnx.jit(static_argnames="average")
+def ensemble_step(student, optimizer, batch, temperature=3.0, alpha=0.5, average="probabilities"):
+    """One step of a student on labels and on the batch's "teacher_logits" [B, K, C].
+
+    Returns the scalars loss, hard_loss, soft_loss and accuracy.
+    """
+    teacher_logits = batch["teacher_logits"].swapaxes(0, 1)  # [K, B, C]
+
+    def loss_fn(student):
+        logits = student(batch["image"], train=True)
+        losses = ensemble_distillation_loss(
+            logits, teacher_logits, batch["label"], temperature, alpha, average
+        )
+        return losses[0], (*losses, logits)
+
+    (_, (loss, hard, soft, logits)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
+    optimizer.update(student, grads)
+    accuracy = (logits.argmax(-1) == batch["label"]).mean()
+    return {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": accuracy}
 
 
-@functools.cache  # so that equal recipes share a compiled step
+# %% Training
+# Three loops: a teacher, the student without a teacher, and a student of several teachers. The
+# networks are scored at the end of their trainings alone, to save time.
+
+
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
 def make_transform(learning_rate, schedule, steps):
     """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     if schedule == "onecycle":
@@ -161,140 +257,384 @@ def make_transform(learning_rate, schedule, steps):
     return optax.adam(learning_rate)
 
 
-def train_network(name, network, recipe, data, config, table=None, random=False, **how):
-    """Trains a teacher on labels, or a student on labels and a table [N, K, C] of its teachers'
-    logits by the images' index (`random`: on one of them a step). Returns it and its Phase."""
-    model, name = network(rngs=nnx.Rngs(recipe.seed)), name.replace(",", "").replace(" ", "_")
-    tables = {} if table is None else {"teacher_logits": table}
-    more = how | {key: utils.digest(value) for key, value in tables.items()}
-    more |= {"random": True} if random else {}
-    if phase := utils.find_run(name, model, recipe, data, config, **more):
-        return model, phase
-    steps = recipe.epochs * (len(data.train.label) // recipe.batch_size)
+def make_optimizer(model, recipe, images):
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
     transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
-    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-    phase = utils.Phase(name, config.output_dir, recipe, data, **more)
-    step = utils.bind(ensemble_step, model, optimizer)
-    for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
-        draw = np.random.default_rng([recipe.seed, 17, epoch])  # a run that goes on draws the same
-        for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
-            if random:
-                k = draw.integers(table.shape[1])
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+
+def train_ensemble_member(name, images, classes, recipe, run):
+    """Trains a teacher on the labels of its own images."""
+    teacher = TeacherCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(teacher, recipe, len(images.label))
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, name, teacher, optimizer, recipe, images)
+    for epoch in training.epochs():
+        for batch in batches(images, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+    return teacher
+
+
+def train_student_on_labels_alone(labelled, classes, recipe, run):
+    """Trains a student on the labels of the `labelled` images alone."""
+    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_step, student, optimizer)
+
+    training = Training(run, "baseline", student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+    return student
+
+
+def train_ensemble_student(
+    name, labelled, teacher_logits, classes, recipe, run,
+    temperature=3.0, alpha=0.5, average="probabilities", random_teacher=False,
+):  # fmt: skip
+    """Trains a student on the labels and its teachers' answers, with the baseline's initial weights
+    and on its batches.
+
+    Args:
+      teacher_logits: [N, K, C], each image's at its index.
+      average: "probabilities" or "logits", of which the mean is taken.
+      random_teacher: learn each batch from one teacher, drawn anew, instead of from the mean.
+    """
+    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(ensemble_step, student, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        # Seeded by the epoch, so that a training that was stopped goes on with the same draws.
+        rng = np.random.default_rng([recipe.seed, 17, epoch])
+        for batch in batches(
+            labelled, recipe.batch_size, recipe.seed, epoch, teacher_logits=teacher_logits
+        ):
+            if random_teacher:
+                k = rng.integers(teacher_logits.shape[1])
                 batch["teacher_logits"] = batch["teacher_logits"][:, k : k + 1]
-            phase.log(step(batch, **how))
-    return model, phase
+            training.log(step(batch, temperature=temperature, alpha=alpha, average=average))
+    return student
 
 
-# %% Main
+# %% Settings
+# What a flag leaves open is chosen here. The teachers see 3,000 labels: with many more they make so
+# few errors that there is little left to average away.
+
+TEACHER_BATCH_SIZE = 128
 
 
-def inference_seconds(networks, split, count):
-    """Seconds for 1,000 images of {name: models whose mean answers}, median of 5 turns of all, from
-    `count` images of a split."""
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `student_recipe`."""
+    config = experiment.with_defaults(config, seeds=1)
+    if config.quick:
+        config = experiment.with_defaults(config, labels=200, teachers=2, teacher_epochs=2)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=300, teacher_epochs=20)
+    config = experiment.with_defaults(config, labels=1000, teachers=4)
+
+    images = len(data.train.label)
+    if config.teacher_labels == "all":
+        config = dataclasses.replace(config, teacher_labels=images)
+    if config.subsets:  # of all images, two teachers could not draw different ones
+        config = experiment.with_defaults(config, teacher_labels=min(3000, images // 2))
+    config = experiment.with_defaults(config, teacher_labels=min(3000, images))
+    epochs = max(3, round(15 * (3000 / config.teacher_labels) ** 0.75))
+    return experiment.with_defaults(config, teacher_epochs=epochs)
+
+
+def check_teacher_labels(config, data):
+    """Raises UserError if a teacher cannot have so many images."""
+    flag = f"--teacher-labels {config.teacher_labels}"
+    images = len(data.train.label)
+    one_batch = f"{flag}: must be {TEACHER_BATCH_SIZE} or more, a teacher's batch"
+    require(config.teacher_labels >= TEACHER_BATCH_SIZE, one_batch)
+    require(config.teacher_labels <= images, f"{flag}: there are {images:,} training images")
+    if config.subsets:
+        part = f"{flag}: must be below {images:,}, since --subsets draws a part of the images"
+        require(config.teacher_labels < images, part)
+
+
+def ensemble_teacher_recipe(config, seed):
+    """How one of the teachers is trained."""
+    rate = 1e-3 if config.schedule == "constant" else 5e-3
+    return Recipe(seed, config.teacher_epochs, TEACHER_BATCH_SIZE, rate, config.schedule)
+
+
+def student_recipe(config, seed, labels):
+    """How both students of a pair are trained: as the flags say, or else as suits the number of
+    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, config.schedule)
+
+
+class Repetition(NamedTuple):
+    """What the teachers and students of one repetition are trained on, and how."""
+
+    teacher_images: list  # a Split for each teacher
+    teacher_recipes: list  # a Recipe for each teacher
+    labelled: Split  # the images of all students
+    student_recipe: Recipe  # of all students
+
+
+def plan_repetition(config, data, number, seed):
+    """The repetition of this number, from 0 on, whose students have this seed. Each repetition has
+    teachers of its own: no two of them share a seed."""
+    first_seed = config.teacher_seed + number * config.teachers
+    teacher_images = []
+    teacher_recipes = []
+    for k in range(config.teachers):
+        teacher_seed = (first_seed + k) % 2**32
+        images_seed = teacher_seed if config.subsets else first_seed % 2**32
+        teacher_images.append(take_labels(data.train, config.teacher_labels, images_seed))
+        teacher_recipes.append(ensemble_teacher_recipe(config, teacher_seed))
+    labelled = take_labels(data.train, config.labels, seed)
+    recipe = student_recipe(config, seed, len(labelled.label))
+    return Repetition(teacher_images, teacher_recipes, labelled, recipe)
+
+
+# %% Teachers and students of one repetition
+# The teachers come first. Their logits for the students' images are computed once, since neither
+# they nor the images change. Then five students learn, whose targets alone differ.
+
+
+def train_teachers(repetition, data, run):
+    """Trains the teachers one after the other. Returns them in a list."""
+    teachers = []
+    count = len(repetition.teacher_recipes)
+    for k in range(count):
+        images = repetition.teacher_images[k]
+        recipe = repetition.teacher_recipes[k]
+        heading = f"seed {recipe.seed}, {len(images.label):,} labels"
+        experiment.print_heading(f"TEACHER {k + 1} OF {count}: {heading}")
+        teacher = train_ensemble_member(f"teacher {k + 1}", images, data.classes, recipe, run)
+        teachers.append(teacher)
+    return teachers
+
+
+def train_five_students(repetition, teacher_logits, data, config, run):
+    """Trains five students with the same initial weights on the same batches, from the teachers'
+    logits [N, K, C] by the images' index. Returns {name: student}."""
+    labelled = repetition.labelled
+    recipe = repetition.student_recipe
+    classes = data.classes
+    temperature = config.temperature
+    alpha = config.alpha
+    heading = f"seed {recipe.seed}, {len(labelled.label):,} labels"
+    students = {}
+
+    experiment.print_heading(f"BASELINE: {heading}, no teacher")
+    students["baseline"] = train_student_on_labels_alone(labelled, classes, recipe, run)
+
+    # The first teacher is no better than another: it was fixed before anything was scored.
+    experiment.print_heading(f"STUDENT OF ONE TEACHER: {heading}")
+    students["student of one teacher"] = train_ensemble_student(
+        "student of one teacher", labelled, teacher_logits[:, :1], classes, recipe, run,
+        temperature, alpha,
+    )  # fmt: skip
+
+    experiment.print_heading(f"STUDENT, MEAN PROBABILITIES: {heading}")
+    students["student, mean probabilities"] = train_ensemble_student(
+        "student, mean probabilities", labelled, teacher_logits, classes, recipe, run,
+        temperature, alpha, average="probabilities",
+    )  # fmt: skip
+
+    experiment.print_heading(f"STUDENT, MEAN LOGITS: {heading}")
+    students["student, mean logits"] = train_ensemble_student(
+        "student, mean logits", labelled, teacher_logits, classes, recipe, run,
+        temperature, alpha, average="logits",
+    )  # fmt: skip
+
+    experiment.print_heading(f"STUDENT, RANDOM TEACHER: {heading}")
+    students["student, random teacher"] = train_ensemble_student(
+        "student, random teacher", labelled, teacher_logits, classes, recipe, run,
+        temperature, alpha, random_teacher=True,
+    )  # fmt: skip
+    return students
+
+
+# %% What is measured
+# An ensemble gains from teachers that err on different images, so that is measured too. What it
+# costs shows in use: every member has to answer, where the student answers alone.
+
+
+def measure_disagreement(answers):
+    """The share of images on which two teachers answer differently, of answers [K, N]: the mean
+    over all pairs of teachers."""
+    first, second = np.triu_indices(len(answers), 1)
+    return float((answers[first] != answers[second]).mean())
+
+
+def measure_common_errors(answers, labels):
+    """Of the images on which at least one teacher errs the share on which all do, of answers [K, N]
+    and labels [N]."""
+    wrong = answers != labels
+    return float(wrong.all(axis=0).sum() / max(1, wrong.any(axis=0).sum()))
+
+
+def measure_inference_seconds(networks, split, images):
+    """Seconds for 1,000 images of {name: models whose mean answers}, measured on so many images of
+    a split: the median of five turns."""
+    split = split.take(np.arange(images) % len(split.label))
     seconds = {name: [] for name in networks}
-    split = split.take(np.arange(count) % len(split.label))
-    for name in [*networks] * 5:  # in turns, so that a busy moment of the machine meets all
-        begun = time.perf_counter()
-        mean_distribution([utils.predict(model, split) for model in networks[name]])
-        seconds[name].append((time.perf_counter() - begun) * 1000 / count)
+    for _ in range(5):  # in turns, so that a busy moment of the machine meets all
+        for name, models in networks.items():
+            begun = time.perf_counter()
+            mean_distribution([predict(model, split) for model in models])
+            seconds[name].append((time.perf_counter() - begun) * 1000 / images)
     return {name: float(np.median(turns)) for name, turns in seconds.items()}
 
 
-def draw(percent, data, logits, temperature):
-    """The image on which the means of the teachers, logits [K, N, C], differ most; accuracies."""
-    means = {a: mean_distribution(logits, temperature, a) for a in ("probabilities", "logits")}
-    i = int(np.abs(means["probabilities"] - means["logits"]).sum(-1).argmax())
+def add_teacher_rows(repetition, teachers, teacher_logits, run):
+    """Adds the rows of the teachers and of both their means, from their logits [K, N, C] on the
+    scored images. Returns the logits [N, C] of the mean probabilities: all rows are compared with
+    those."""
+    mean_logits = {}
+    for average in ("probabilities", "logits"):
+        probs = np.asarray(mean_distribution(teacher_logits, 1.0, average))
+        # v = log p are logits of the distribution p: softmax(v) = p
+        mean_logits[average] = np.log(probs + 1e-30)
+    ensemble_logits = mean_logits["probabilities"]
+
+    for k, teacher in enumerate(teachers):
+        run.add_row(f"teacher {k + 1}", teacher, teacher_logits[k], teacher_logits=ensemble_logits)
+
+    answers = teacher_logits.argmax(-1)
+    disagreement = measure_disagreement(answers)
+    common_errors = measure_common_errors(answers, run.data.test.label)
+    for average, logits in mean_logits.items():
+        # An ensemble was not trained: its history is empty, its cost stands in its teachers' rows.
+        run.add_row(
+            f"ensemble, {average}", tuple(teachers), logits,
+            seed=repetition.teacher_recipes[0].seed, teacher_logits=ensemble_logits,
+            seconds=0.0, epoch_seconds=[], history=[],
+            disagreement=disagreement, common_errors=common_errors,
+        )  # fmt: skip
+    return ensemble_logits
+
+
+def add_student_rows(students, ensemble_logits, run):
+    """Adds the rows of {name: student}, each compared with the ensemble's logits [N, C]."""
+    student_logits = {name: predict(student, run.data.test) for name, student in students.items()}
+    of_mean = student_logits["student, mean probabilities"]
+    of_one = student_logits["student of one teacher"]
+    p_value = mcnemar(of_mean, of_one, run.data.test.label)
+    for name, student in students.items():
+        row = run.add_row(name, student, student_logits[name], teacher_logits=ensemble_logits)
+        if name == "student, mean probabilities":
+            row["mcnemar_p"] = p_value
+
+
+def draw(run, teacher_logits, temperature):
+    """Both means of the teachers, logits [K, N, C], for the test image on which they differ most,
+    and the accuracies of all networks, every seed a point."""
+    test = run.data.test
+    scored_on = run.data.scored_on
+    classes = np.arange(teacher_logits.shape[-1])
+    of_probabilities = mean_distribution(teacher_logits, temperature, "probabilities")
+    of_logits = mean_distribution(teacher_logits, temperature, "logits")
+    i = int(np.abs(of_probabilities - of_logits).sum(-1).argmax())
+
     figure = Figure(figsize=(15, 5), layout="constrained")
     picture, bars, dots = figure.subplots(1, 3, width_ratios=(3, 6, 5))
-    picture.imshow(data.test.image[i, :, :, 0], cmap="gray_r")
-    picture.set(title=f"image {data.test.index[i]}, a {data.test.label[i]}", xticks=[], yticks=[])
-    for x, (average, mean) in zip((-0.2, 0.2), means.items(), strict=True):
-        bars.bar(np.arange(10) + x, mean[i], 0.4, color=f"{0.6 - x}", label=f"mean {average}")
-    for k, p in enumerate(jax.nn.softmax(logits[:, i] / temperature), 1):
-        bars.plot(p, "_", markersize=22, markeredgewidth=2, label=f"teacher {k}")
-    bars.set(xlabel=f"class (T = {temperature:g})", ylabel="probability", xticks=range(10))
+    picture.imshow(test.image[i, :, :, 0], cmap="gray_r")
+    title = f"{scored_on} image {test.index[i]}, a {test.label[i]}"
+    picture.set(title=title, xticks=[], yticks=[])
+
+    bars.bar(classes - 0.2, of_probabilities[i], 0.4, color="0.8", label="mean probabilities")
+    bars.bar(classes + 0.2, of_logits[i], 0.4, color="0.4", label="mean logits")
+    for k, probs in enumerate(jax.nn.softmax(teacher_logits[:, i] / temperature), 1):
+        bars.plot(probs, "_", markersize=22, markeredgewidth=2, label=f"teacher {k}")
+    bars.set(xlabel=f"class (T = {temperature:g})", ylabel="probability", xticks=classes)
     bars.legend(title="soft targets of")
-    dots.plot([*percent.values()], [*percent], "o")
-    dots.set(title=f"{data.scored_on} accuracy, %", ylim=(len(percent) - 0.5, -0.5))
+
+    names = list(dict.fromkeys(row["name"] for row in run.rows))
+    for y, name in enumerate(names):
+        kind = "distilled" if name.startswith("student") else "teacher"
+        colour = plots.COLOURS["baseline" if name == "baseline" else kind]
+        accuracies = run.accuracies(name)
+        dots.plot(accuracies, [y] * len(accuracies), "o", color=colour, alpha=0.5)
+        dots.plot(np.mean(accuracies), y, "|", color=colour, markersize=18, markeredgewidth=2)
+    dots.set(title=f"{scored_on} accuracy, %", yticks=range(len(names)), yticklabels=names)
+    dots.set(ylim=(len(names) - 0.5, -0.5))
     return figure
 
 
-def student_recipe(config, labels):
-    """A student's recipe, from flags or else from the number of labels. 1,000 labels and nearly
-    all were searched on validation images; a power law joins their epochs, 60 and 4."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
-    rate = utils.given(config.learning_rate, rate)
-    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", batch_size, labels)
-    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
+def summarize_ensembles(run, config, inference_seconds):
+    """The lines of the summary, {what: found}."""
+    members = [run.accuracies(f"teacher {k + 1}") for k in range(config.teachers)]
+    best_member = np.max(members, axis=0)  # of each repetition
+    over_best = np.mean(run.accuracies("ensemble, probabilities") - best_member)
+    disagreement = np.mean(run.values("ensemble, probabilities", "disagreement"))
+    over_one = run.compare("student, mean probabilities", "student of one teacher")
+    if config.seeds == 1:  # what chance could have done, on these test images
+        p_value = run.values("student, mean probabilities", "mcnemar_p")[0]
+        over_one = f"{over_one}, McNemar's p = {p_value:.1g}"
+    times = [f"{name} {1000 * seconds:.0f} ms" for name, seconds in inference_seconds.items()]
+    return {
+        "Two teachers differ on": f"{100 * disagreement:.2f} % of the images",
+        "Ensemble over its best member": f"{over_best:+.2f} points",
+        "One teacher over none": run.compare("student of one teacher", "baseline"),
+        "All teachers over one": over_one,
+        "Mean logits over probabilities": run.compare(
+            "student, mean logits", "student, mean probabilities"
+        ),
+        "Random teacher over their mean": run.compare(
+            "student, random teacher", "student, mean probabilities"
+        ),
+        "Inference, 1,000 images": ", ".join(times),
+    }
 
 
-def plan(config, data):
-    """Recipe and data of each teacher, then the students' recipe and data."""
-    quick, digits, total = config.quick, data.name == "digits", len(data.train.label)
-    images, most = min(3_000, total // 2 if config.subsets else total), total - int(config.subsets)
-    images = total if config.teacher_labels == "all" else int(config.teacher_labels or images)
-    utils.require(128 <= images <= most, f"--teacher-labels {images}: must be from 128 to {most}")
-    epochs = 2 if quick else 20 if digits else max(3, round(15 * (3000 / images) ** 0.75))
-    rate = 1e-3 if config.schedule == "constant" else 5e-3
-    how = utils.given(config.teacher_epochs, epochs), 128, rate, config.schedule
-    teachers, first = [], config.teacher_seed
-    for seed in range(first, first + utils.given(config.teachers, 2 if quick else 4)):
-        split = utils.take_labels(data.train, images, seed if config.subsets else first)
-        teachers.append((Recipe(seed % 2**32, *how), data._replace(train=split)))
-    labels = config.labels or (200 if quick else 300 if digits else 1000)
-    labelled = data._replace(train=utils.take_labels(data.train, labels, config.seed))
-    return teachers, student_recipe(config, len(labelled.train.label)), labelled
+# %% Main
+# In each repetition the teachers are trained first, then the students. With several repetitions the
+# figure's soft targets and the seconds are those of the last.
 
 
 def main(config):
-    data, runs, logits = utils.start(config), {}, {}
-    for_teachers, for_students, labelled = plan(config, data)
-    for k, (recipe, own) in enumerate(for_teachers, 1):
-        utils.banner(f"TEACHER {k} OF {len(for_teachers)}: {len(own.train.label):,} labels")
-        runs[f"teacher {k}"] = train_network("teacher", TeacherCNN, recipe, own, config)
-        logits[f"teacher {k}"] = utils.predict(runs[f"teacher {k}"][0], data.test)
-    teachers, stack = tuple(model for model, _ in runs.values()), np.stack([*logits.values()])
-    for average in ("probabilities", "logits"):
-        name, mean = f"ensemble, {average}", mean_distribution(stack, 1.0, average)
-        runs[name] = teachers, utils.Phase("ensemble", config.output_dir, for_teachers[0][0], data)
-        logits[name] = np.log(mean + 1e-30)
-    table = np.stack([utils.predict_by_index(x, labelled.train) for x in teachers], axis=1)
-    how = {"table": table, "temperature": config.temperature, "alpha": config.alpha}
-    students = {
-        "baseline": {}, "student of one teacher": how | {"table": table[:, :1]},
-        "student, mean probabilities": how, "student, mean logits": how | {"average": "logits"},
-        "student, random teacher": how | {"random": True},
-    }  # fmt: skip
-    for name, how in students.items():
-        utils.banner(f"{name.upper()}: {len(labelled.train.label):,} labels")
-        runs[name] = train_network(name, StudentCNN, for_students, labelled, config, **how)
-        logits[name] = utils.predict(runs[name][0], data.test)
-    ensemble, mean = logits["ensemble, probabilities"], "student, mean probabilities"
-    rows = utils.rows(runs, logits | {"teacher": ensemble}, data)  # agreement is with the ensemble
-    answers, networks = stack.argmax(-1), {"student": [runs[mean][0]], "teacher": teachers[:1]}
-    wrong, pairs = answers != data.test.label, answers[np.stack(np.triu_indices(len(teachers), 1))]
-    count = 250 if config.quick else 1000
-    seconds = inference_seconds(networks | {"ensemble": teachers}, data.test, count)
-    percent = {row["name"]: 100 * row[f"{data.scored_on}_accuracy"] for row in rows}
-    figure = draw(percent, data, stack, config.temperature)
-    report = utils.write_results(config, data, rows, figure, {
-        "disagreement": float((pairs[0] != pairs[1]).mean()),  # of two teachers
-        "common_errors": float(wrong.all(0).sum() / max(1, wrong.any(0).sum())),
-        "mcnemar_p": utils.mcnemar(logits[mean], logits["student of one teacher"], data.test.label),
-        "inference_seconds": seconds,
-    })  # fmt: skip
-    over_best = percent["ensemble, probabilities"] - max([*percent.values()][: len(teachers)])
-    gain, p_value = percent[mean] - percent["student of one teacher"], report["mcnemar_p"]
-    utils.summary(report, data, {
-        "Two teachers differ on": f"{100 * report['disagreement']:.2f} % of the images",
-        "Ensemble over its best member": f"{over_best:+.2f} points",
-        "Its student over one teacher's": f"{gain:+.2f} points (McNemar's p = {p_value:.1g})",
-        "Inference, 1,000 images": ", ".join(f"{k} {1e3 * s:.0f} ms" for k, s in seconds.items()),
-    })  # fmt: skip
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    check_teacher_labels(config, data)
+    repetitions = []
+    for number, seed in enumerate(run.seeds(config.seeds)):
+        repetitions.append(plan_repetition(config, data, number, seed))
+
+    for repetition in repetitions:
+        teachers = train_teachers(repetition, data, run)
+        tables = [predict_by_index(teacher, repetition.labelled) for teacher in teachers]
+        teacher_logits = np.stack(tables, axis=1)  # [N, K, C], by the images' index
+        students = train_five_students(repetition, teacher_logits, data, config, run)
+
+        test_logits = np.stack([predict(teacher, data.test) for teacher in teachers])  # [K, N, C]
+        ensemble_logits = add_teacher_rows(repetition, teachers, test_logits, run)
+        add_student_rows(students, ensemble_logits, run)
+
+    networks = {
+        "student": [students["student, mean probabilities"]],
+        "teacher": teachers[:1],
+        "ensemble": teachers,
+    }
+    images = 250 if config.quick else 1000
+    inference_seconds = measure_inference_seconds(networks, data.test, images)
+    figure = draw(run, test_logits, config.temperature)
+    summary = summarize_ensembles(run, config, inference_seconds)
+    return run.finish(figure, summary, inference_seconds=inference_seconds)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

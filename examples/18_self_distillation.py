@@ -1,56 +1,75 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Self-distillation: a network as its own teacher, and no larger one anywhere.
 
-A trained network teaches a fresh copy of itself, and that the next ("born again"); inside of one
-network the last exit teaches earlier ones. Twins without a teacher tell what that was worth.
+A trained network teaches a fresh copy of itself, and the copy teaches the next ("born again").
+Inside of one network the last exit teaches the earlier ones. Twins with the same start and the same
+batches, but without a teacher, tell what the teaching was worth.
 
-    python examples/18_self_distillation.py           # 1,000 labels: 1 to 2 minutes
-    python examples/18_self_distillation.py --quick   # a first look: under a minute
+    python examples/18_self_distillation.py             # 1,000 labels: 1 to 2 minutes
+    python examples/18_self_distillation.py --seeds 5   # five repetitions: 5 to 10 minutes
+    python examples/18_self_distillation.py --quick     # a first look: under a minute
 
-Times are for 2 CPU cores. Furlanello et al.: Born-Again Neural Networks, 2018, arXiv:1805.04770.
+Times are for 2 CPU cores.
+Furlanello et al.: Born-Again Neural Networks, 2018, arXiv:1805.04770.
 Zhang et al.: Be Your Own Teacher, 2019, arXiv:1905.08094.
 """
 
+import collections
 import dataclasses
 import functools
 import time
-from typing import NamedTuple
+from typing import Annotated, Literal
 
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
+from utils import batches, check_batch_size, count_params, predict, predict_by_index, take_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/18_self_distillation"  # for results, figure and checkpoints
-    seed: int = 42  # labelled images, initial weights, batches; a generation's derive from it
-    labels: str | None = None  # labelled images, or all; else 1000, digits 300, quick 200
-    epochs: int | None = None  # of each network; else what the labels need
-    batch_size: int | None = None  # images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # peak (else by labels) or constant (1e-3)
-    schedule: str = "onecycle"  # of the learning rate: onecycle or constant
-    generations: int | None = None  # born again after the baseline, 1 to 10; else 3, quick 1
-    temperature: float = 3.0  # T of the self-distilled copy and of the exits; generations have 1
-    alpha: float = 0.5  # weight of the labels wherever there is a teacher; it has 1 - alpha
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/18_self_distillation"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """Seed of the first repetition: labelled images, initial weights, order of batches. Seeds of
+    generations and twins derive from it."""
+    seeds: Annotated[int | None, Range(1, 100), OPEN] = None
+    """Number of repetitions, with seeds one after another (default: 1)."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled images, or all (default: 1000; digits 300; quick 200)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each network (default: chosen by the number of labels)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of the learning rate: rising and falling in one cycle, or constant."""
+    generations: Annotated[int | None, Range(1, 10), OPEN] = None
+    """Number of generations born again after the baseline (default: 3; quick 1)."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
+    """Temperature T of the self-distilled copy and of the exits. Generations have T = 1."""
+    alpha: Annotated[float, Range(0, 1)] = 0.5
+    """Weight of the labels wherever there is a teacher; the teacher has 1 - alpha."""
 
 
 # %% Models
+# `StudentCNN`, 56,810 parameters, is the baseline, each generation, each twin and each control.
+# `ExitCNN` has a small classifier, an exit, behind each of its three blocks. An answer of the first
+# exit costs the first block only.
 
 
 class StudentCNN(nnx.Module):
@@ -75,87 +94,197 @@ class ExitCNN(nnx.Module):
     """Three blocks, a small classifier (exit) behind each: [B, 28, 28, 1] to [3, B, classes]."""
 
     def __init__(self, num_classes=10, *, rngs):
-        self.blocks, self.exits = nnx.List(), nnx.List()
-        for a, b in ((1, 16), (16, 32), (32, 64)):
-            norm = nnx.BatchNorm(b, momentum=0.9, rngs=rngs)
-            self.blocks.append(nnx.List([nnx.Conv(a, b, (3, 3), rngs=rngs), norm]))
-            dense = nnx.Linear(b * 9, 64, rngs=rngs), nnx.Linear(64, num_classes, rngs=rngs)
-            self.exits.append(nnx.Sequential(dense[0], nnx.relu, dense[1]))
+        self.blocks = nnx.List()
+        self.exits = nnx.List()
+        for channels_in, channels_out in ((1, 16), (16, 32), (32, 64)):
+            norm = nnx.BatchNorm(channels_out, momentum=0.9, rngs=rngs)
+            layer = nnx.Conv(channels_in, channels_out, (3, 3), rngs=rngs)
+            self.blocks.append(nnx.List([layer, norm]))
+            dense1 = nnx.Linear(channels_out * 3 * 3, 64, rngs=rngs)
+            dense2 = nnx.Linear(64, num_classes, rngs=rngs)
+            self.exits.append(nnx.Sequential(dense1, nnx.relu, dense2))
 
     def __call__(self, x, train=False):
         logits = []
-        for (layer, norm), head in zip(self.blocks, self.exits, strict=True):
-            small = x = max_pool(nnx.relu(norm(layer(x), use_running_average=not train)))
+        for (layer, norm), classifier in zip(self.blocks, self.exits, strict=True):
+            x = max_pool(nnx.relu(norm(layer(x), use_running_average=not train)))
+            small = x
             while small.shape[1] > 3:  # every exit sees 3×3
                 small = max_pool(small)
-            logits.append(head(small.reshape(len(x), -1)))
+            logits.append(classifier(small.reshape(len(x), -1)))
         return jnp.stack(logits)
 
 
-# %% Losses and training
-# A batch brings "label" [B] and, if a teacher says it, "teacher_logits" [B, C] or "weight" [B].
+# %% Losses of one student
+# `distillation_loss` is the loss of script 15, here with a teacher of the student's own shape. At
+# T = 1 it is what Furlanello et al. (2018) call "BAN+L", born again with labels.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
+    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
 
 
 def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
     """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
-    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
 
-def label_loss(logits, batch):
-    """Labels alone; a teacher may weight the images ("confidence weighted by teacher max")."""
-    # Σ wᵢ · −log pᵢ[labelᵢ] / Σ wᵢ; wᵢ: the teacher's largest probability; 1 if there is none
-    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    return jnp.average(losses, weights=batch.get("weight"))
+# %% Two controls
+# Where does a gain come from? One control keeps only how sure the teacher is of each image. The
+# other keeps the shape of its doubt, but no longer says to which classes the doubt goes.
 
 
-def born_again_loss(logits, batch, temperature, alpha):
-    """Labels and teacher; at T = 1 what Furlanello et al. (2018) call "BAN+L"."""
-    return distillation_loss(logits, batch["teacher_logits"], batch["label"], temperature, alpha)[0]
+def weighted_hard_loss(logits, labels, weights):
+    """Cross-entropy of logits [B, C] with labels [B], the mean weighted by weights [B].
+
+    With the teacher's confidence as weights it is "confidence weighted by teacher max" of
+    Furlanello et al. (2018). Raises ValueError where the shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    weights = at_least_float32(weights)
+    if not jnp.shape(labels) == weights.shape == logits.shape[:-1]:
+        shapes = f"logits {logits.shape}, labels {jnp.shape(labels)} and weights {weights.shape}"
+        raise ValueError(f"{shapes} must be [B, C], [B], [B]")
+    # Σ wᵢ · −log pᵢ[labelᵢ] / Σ wᵢ
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.average(losses, weights=weights)
 
 
 def permute_dark_knowledge(logits, rng):
     """Shuffles each row of [N, C] but for its largest entry ("with permuted predictions")."""
-    others = np.arange(logits.shape[1]) != logits.argmax(-1)[:, None]
+    largest = logits.argmax(-1)
+    others = np.arange(logits.shape[1]) != largest[:, None]  # [N, C]
+    shuffled = rng.permuted(logits[others].reshape(len(logits), -1), axis=1)
     permuted = logits.copy()
-    permuted[others] = rng.permuted(logits[others].reshape(len(logits), -1), axis=1).ravel()
+    permuted[others] = shuffled.ravel()
     return permuted
 
 
-def exits_loss(logits, batch, early, temperature, alpha):
-    """Zhang et al. (2019): the last exit has labels alone and teaches the others, if alpha < 1."""
-    *others, last = logits  # [B, C] each
-    loss = label_loss(last, batch)
-    for other in others:
+# %% Loss of a network with exits
+# The last exit learns from the labels alone and teaches the others. Its logits are a constant in
+# what they learn (`soft_loss` stops the gradient), so they cannot pull their teacher down.
+
+
+def exits_loss(exit_logits, labels, early_weight, temperature, alpha):
+    """The loss of Zhang et al. (2019), from logits [E, B, C] of E exits and labels [B].
+
+    With alpha = 1 no exit teaches. With early_weight = 0 the early exits do not learn at all.
+    """
+    *early_logits, last_logits = exit_logits  # [B, C] each
+    loss = hard_loss(last_logits, labels)
+    for logits in early_logits:
         # early · (α · −log p_k[label] + (1 − α) · T² · KL(p_last ‖ p_k)), p_last as a constant
-        loss += early * distillation_loss(other, last, batch["label"], temperature, alpha)[0]
+        early_loss, _, _ = distillation_loss(logits, last_logits, labels, temperature, alpha)
+        loss += early_weight * early_loss
     return loss
 
 
-@nnx.jit(static_argnums=3)
-def loss_step(model, optimizer, batch, loss, weights):
-    """One step of any network on `loss(logits, batch, **weights)`. Returns that scalar."""
-    score = nnx.value_and_grad(lambda net: loss(net(batch["image"], train=True), batch, **weights))
-    value, grads = score(model)
+# %% Steps
+# The first two are those of script 15: on labels alone, and on labels and a teacher. The teacher's
+# logits, or its confidence, come with the batch: it never changes, so it was asked once.
+
+
+@nnx.jit
+def train_step(model, optimizer, batch):
+    """One step on the labels alone. Returns the scalars loss and accuracy."""
+
+    def loss_fn(model):
+        logits = model(batch["image"], train=True)
+        return hard_loss(logits, batch["label"]), logits
+
+    (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
-    return {"loss": value}
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@nnx.jit
+def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alpha=0.5):
+    """One step of distillation. `teacher` may be None if the batch brings "teacher_logits" [B, C].
+
+    Returns the scalars loss, hard_loss, soft_loss and accuracy.
+    """
+    teacher_logits = batch.get("teacher_logits")
+    if teacher_logits is None:
+        teacher_logits = jax.lax.stop_gradient(teacher(batch["image"], train=False))
+
+    def loss_fn(student):
+        logits = student(batch["image"], train=True)
+        losses = distillation_loss(logits, teacher_logits, batch["label"], temperature, alpha)
+        return losses[0], (*losses, logits)
+
+    (_, (loss, hard, soft, logits)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
+    optimizer.update(student, grads)
+    accuracy = (logits.argmax(-1) == batch["label"]).mean()
+    return {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": accuracy}
 
 
-@functools.cache  # so that equal recipes share a compiled step
+@nnx.jit
+def train_weighted_step(model, optimizer, batch):
+    """One step on the labels, each image with its "weight". Returns the scalar loss."""
+
+    def loss_fn(model):
+        logits = model(batch["image"], train=True)
+        return weighted_hard_loss(logits, batch["label"], batch["weight"])
+
+    loss, grads = nnx.value_and_grad(loss_fn)(model)
+    optimizer.update(model, grads)
+    return {"loss": loss}
+
+
+@nnx.jit
+def train_exits_step(network, optimizer, batch, early_weight, temperature, alpha):
+    """One step of a network with exits. Returns the scalar loss."""
+
+    def loss_fn(network):
+        exit_logits = network(batch["image"], train=True)
+        return exits_loss(exit_logits, batch["label"], early_weight, temperature, alpha)
+
+    loss, grads = nnx.value_and_grad(loss_fn)(network)
+    optimizer.update(network, grads)
+    return {"loss": loss}
+
+
+# %% Training
+# Four ways to train, and each begins with fresh weights: nothing but logits comes from a teacher.
+# To save time, these many networks are scored only once, when all of them are trained.
+
+
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
 def make_transform(learning_rate, schedule, steps):
     """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     if schedule == "onecycle":
@@ -163,138 +292,364 @@ def make_transform(learning_rate, schedule, steps):
     return optax.adam(learning_rate)
 
 
-def train_fresh(name, network, loss, recipe, data, config, tables, **weights):
-    """Trains a fresh network, with its teacher's `tables` by index. Returns it and its Phase."""
-    model = network(rngs=nnx.Rngs(recipe.seed))  # no weight comes from the teacher
-    steps = recipe.epochs * (len(data.train.label) // recipe.batch_size)
+def make_optimizer(model, recipe, images):
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
     transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
-    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-    more = weights | {key: utils.digest(table) for key, table in tables.items()}
-    phase = utils.Phase(name.replace(" ", "_"), config.output_dir, recipe, data, **more)
-    cached_step = utils.bind(loss_step, model, optimizer)
-    for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
-        for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
-            phase.log(cached_step(batch, loss, weights))
-    return model, phase
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def train_all(config, count, recipe, data):
-    """Trains all networks: {name: (model, Phase)}, and the logits of those that teach. A twin has
-    its generation's start and batches; the baseline's other students have those of generation 1."""
-    runs, both = {}, {"temperature": config.temperature, "alpha": config.alpha}
-    born_again, labels_only = both | {"temperature": 1.0}, {"temperature": 1.0, "alpha": 1.0}
+def train_without_teacher(name, labelled, classes, recipe, run):
+    """Trains a student on labels alone: the baseline, and the twins."""
+    experiment.print_heading(f"{name.upper()}: labels alone")
+    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_step, student, optimizer)
 
-    def add(name, loss, generation, network=StudentCNN, says=None, **weights):
-        utils.banner(name)
-        # Far from the seeds that anyone would choose for another run.
-        own = recipe._replace(seed=(recipe.seed + 1_000_003 * generation) % 2**32)
-        runs[name] = train_fresh(name, network, loss, own, data, config, says or {}, **weights)
-
-    add("baseline", label_loss, 0)
-    said = {"baseline": utils.predict_by_index(runs["baseline"][0], data.train)}
-    add("self-distilled", born_again_loss, 1, says={"teacher_logits": said["baseline"]}, **both)
-    for k in range(1, count + 1):
-        before, name = [*said.values()][-1], f"generation {k}"
-        add(name, born_again_loss, k, says={"teacher_logits": before}, **born_again)
-        said[name] = utils.predict_by_index(runs[name][0], data.train)
-        add(f"twin {k}", label_loss, k)
-    sure, rng = jax.nn.softmax(said["baseline"]).max(-1), np.random.default_rng([recipe.seed, 10])
-    add("confidence-weighted", label_loss, 1, says={"weight": np.asarray(sure)})
-    said["permuted"] = permute_dark_knowledge(said["baseline"], rng)
-    add("permuted", born_again_loss, 1, says={"teacher_logits": said["permuted"]}, **born_again)
-    add("last exit only", exits_loss, 0, ExitCNN, early=0.0, **labels_only)
-    add("exits on labels", exits_loss, 0, ExitCNN, early=1.0, **labels_only)
-    add("exits self-taught", exits_loss, 0, ExitCNN, early=1.0, **both)
-    return runs, said
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+    return student
 
 
-# %% Main
+def train_born_again(name, teacher_logits, labelled, classes, recipe, run, temperature, alpha):
+    """Trains a fresh student on labels and a teacher, whose logits are a table by image index."""
+    experiment.print_heading(f"{name.upper()}: labels and a teacher, T = {temperature:g}")
+    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))  # no weight comes from the teacher
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_student_step, student, None, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(
+            labelled, recipe.batch_size, recipe.seed, epoch, teacher_logits=teacher_logits
+        ):
+            training.log(step(batch, temperature, alpha))
+    return student
 
 
-def student_recipe(config, labels):
-    """A student's recipe, from flags or else from the number of labels. 1,000 labels and nearly
-    all were searched on validation images; a power law joins their epochs, 60 and 4."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
-    rate = utils.given(config.learning_rate, rate)
-    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", batch_size, labels)
-    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
+def train_confidence_weighted(name, confidence, labelled, classes, recipe, run):
+    """Trains a student on labels. A teacher's confidence, a table by index, weights the images."""
+    experiment.print_heading(f"{name.upper()}: labels, weighted by the teacher's confidence")
+    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_weighted_step, student, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch, weight=confidence):
+            training.log(step(batch))
+    return student
 
 
-def time_exits(network, split, repeats=30):
-    """Milliseconds for 1,000 images up to each exit (`jit` leaves out the rest): medians."""
-    image = jnp.array(np.resize(split.image, (1000, 28, 28, 1)) / np.float32(255))
-    exits = [nnx.cached_partial(nnx.jit(lambda f, x, k=k: f(x)[k]), network) for k in range(3)]
-    seconds = np.empty((repeats + 1, 3))
-    for turn, k in np.ndindex(seconds.shape):  # in turns: a busy moment meets all
-        begun = time.perf_counter()
-        jax.block_until_ready(exits[k](image))
-        seconds[turn, k] = time.perf_counter() - begun
+def train_exits(name, labelled, classes, recipe, run, early_weight, temperature, alpha):
+    """Trains a network with three exits. With alpha = 1 the labels alone teach them."""
+    experiment.print_heading(f"{name.upper()}: one network with three exits")
+    network = ExitCNN(classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(network, recipe, len(labelled.label))
+    step = compile_step(train_exits_step, network, optimizer)
+
+    training = Training(run, name, network, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch, early_weight, temperature, alpha))
+    return network
+
+
+# %% Settings
+# What a flag leaves open is chosen here. Epochs and learning rates are those of script 15's
+# students, searched on validation images. Test images chose nothing.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `student_recipe`."""
+    config = experiment.with_defaults(config, seeds=1)
+    if config.quick:
+        config = experiment.with_defaults(config, labels=200, generations=1)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=300)
+    return experiment.with_defaults(config, labels=1000, generations=3)
+
+
+def student_recipe(config, seed, labels):
+    """How both students of a pair are trained: as the flags say, or else as suits the number of
+    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, config.schedule)
+
+
+def recipe_of_generation(recipe, generation):
+    """The same recipe with a seed of its own. The baseline is generation 0."""
+    # Far from the seeds that anyone would choose for another run.
+    seed = (recipe.seed + 1_000_003 * generation) % 2**32
+    return recipe._replace(seed=seed)
+
+
+# %% The networks of one repetition
+# All see the same labelled images. A twin has the start and the batches of the generation of its
+# number, but no teacher. The self-distilled copy and both controls have those of generation 1.
+
+
+def train_all_students(labelled, classes, recipe, config, run):
+    """Trains all students of one repetition. Returns them by name, and by name as well what their
+    teachers say: tables of logits, by image index."""
+    networks = {}
+    teacher_logits = {}
+
+    networks["baseline"] = train_without_teacher("baseline", labelled, classes, recipe, run)
+    baseline_logits = predict_by_index(networks["baseline"], labelled)
+    teacher_logits["baseline"] = baseline_logits
+
+    recipe_1 = recipe_of_generation(recipe, 1)
+    networks["self-distilled"] = train_born_again(
+        "self-distilled", baseline_logits, labelled, classes, recipe_1, run,
+        temperature=config.temperature, alpha=config.alpha,
+    )  # fmt: skip
+
+    # Each generation is the teacher of the next one.
+    previous_logits = baseline_logits
+    for k in range(1, config.generations + 1):
+        recipe_k = recipe_of_generation(recipe, k)
+        generation = f"generation {k}"
+        networks[generation] = train_born_again(
+            generation, previous_logits, labelled, classes, recipe_k, run,
+            temperature=1.0, alpha=config.alpha,
+        )  # fmt: skip
+        twin = f"twin {k}"
+        networks[twin] = train_without_teacher(twin, labelled, classes, recipe_k, run)
+        previous_logits = predict_by_index(networks[generation], labelled)
+        teacher_logits[generation] = previous_logits
+
+    # Two controls of generation 1, with the baseline as their teacher.
+    confidence = np.asarray(jax.nn.softmax(baseline_logits).max(-1))
+    networks["confidence-weighted"] = train_confidence_weighted(
+        "confidence-weighted", confidence, labelled, classes, recipe_1, run
+    )
+    rng = np.random.default_rng([recipe.seed, 10])
+    permuted_logits = permute_dark_knowledge(baseline_logits, rng)
+    networks["permuted"] = train_born_again(
+        "permuted", permuted_logits, labelled, classes, recipe_1, run,
+        temperature=1.0, alpha=config.alpha,
+    )  # fmt: skip
+    teacher_logits["permuted"] = permuted_logits
+    return networks, teacher_logits
+
+
+def train_networks_with_exits(labelled, classes, recipe, config, run):
+    """Trains a network with exits in three ways, from one start and on the same batches. Returns
+    them by name."""
+    networks = {}
+    networks["last exit only"] = train_exits(
+        "last exit only", labelled, classes, recipe, run,
+        early_weight=0.0, temperature=1.0, alpha=1.0,
+    )  # fmt: skip
+    networks["exits on labels"] = train_exits(
+        "exits on labels", labelled, classes, recipe, run,
+        early_weight=1.0, temperature=1.0, alpha=1.0,
+    )  # fmt: skip
+    networks["exits self-taught"] = train_exits(
+        "exits self-taught", labelled, classes, recipe, run,
+        early_weight=1.0, temperature=config.temperature, alpha=config.alpha,
+    )  # fmt: skip
+    return networks
+
+
+# %% Results
+# A row for each student, for two ensembles of as many students, and for each exit that was trained.
+# An ensemble of twins is what an ensemble of generations has to beat: any networks gain together.
+
+
+def add_rows_of_students(networks, recipe, config, run):
+    """Scores the students, and two ensembles: the baseline with all generations, or all twins."""
+    test_logits = {name: predict(network, run.data.test) for name, network in networks.items()}
+    for name, network in networks.items():
+        run.add_row(name, network, test_logits[name])
+    for kind in ("generation", "twin"):
+        members = ["baseline"]
+        for k in range(1, config.generations + 1):
+            members.append(f"{kind} {k}")
+        # As one module the ensemble counts as a network that had no training of its own.
+        ensemble = nnx.List([networks[name] for name in members])
+        log_probs = average_log_probs([test_logits[name] for name in members])
+        run.add_row(f"ensemble of {kind}s", ensemble, log_probs, seed=recipe.seed)
+
+
+def average_log_probs(logits_of_members):
+    """The logarithm of the members' mean probabilities (soft voting), from logits [M, N, C]."""
+    log_probs = jax.nn.log_softmax(np.stack(logits_of_members))
+    # log 1/M Σ p_m, without the underflow of a tiny probability
+    return np.asarray(jax.nn.logsumexp(log_probs, axis=0) - np.log(len(log_probs)))
+
+
+def add_rows_of_exits(networks, recipe, run):
+    """Scores each exit that was trained. The last one's row has the cost of the whole training."""
+    for name, network in networks.items():
+        exit_logits = predict(network, run.data.test)  # [3, N, C]
+        last = len(exit_logits)
+        trained = [last] if name == "last exit only" else range(1, last + 1)
+        for k in trained:
+            needed = (*network.blocks[:k], network.exits[k - 1])  # to compute exit k
+            row_name = f"{name}: exit {k}"
+            if k == last:
+                params = count_params(needed)
+                run.add_row(row_name, network, exit_logits[k - 1], params=params)
+            else:
+                run.add_row(row_name, needed, exit_logits[k - 1], seed=recipe.seed)
+
+
+def mean_confidence(logits):
+    """How sure a teacher is, the mean of its largest probabilities, from its logits [N, C]."""
+    return float(np.asarray(jax.nn.softmax(logits).max(-1)).mean())
+
+
+def list_comparisons(generations):
+    """The names to compare: a network, and one that differs from it in nothing but the teaching."""
+    pairs = [("self-distilled", "twin 1"), ("ensemble of generations", "ensemble of twins")]
+    for k in range(1, generations + 1):
+        pairs.append((f"generation {k}", f"twin {k}"))
+    pairs.append(("confidence-weighted", "twin 1"))
+    pairs.append(("permuted", "twin 1"))
+    for k in (1, 2, 3):
+        pairs.append((f"exits self-taught: exit {k}", f"exits on labels: exit {k}"))
+    return pairs
+
+
+@nnx.jit(static_argnums=2)
+def compute_exit(network, images, k):
+    """The logits of exit k, from 0 on. Compiled, it leaves out what lies behind that exit."""
+    return network(images)[k]
+
+
+def measure_exits(network, split, turns=30):
+    """Milliseconds for 1,000 images up to each exit, medians over some turns."""
+    images = jnp.array(np.resize(split.image, (1000, 28, 28, 1)) / np.float32(255))
+    compute = nnx.cached_partial(compute_exit, network)
+    seconds = np.empty((turns + 1, len(network.exits)))
+    for turn in range(turns + 1):
+        for k in range(len(network.exits)):  # one after another: a busy moment meets all
+            begun = time.perf_counter()
+            jax.block_until_ready(compute(images, k))
+            seconds[turn, k] = time.perf_counter() - begun
     return 1000 * np.median(seconds[1:], axis=0)  # the first turn compiles
 
 
-def draw(percent, milliseconds, data, targets):
-    """Generations beside twins, exits by time, and what is said of an ambiguous labelled image."""
+# %% Figure
+# Generations beside their twins, exits by their time, and what the teachers say of the labelled
+# image of which the baseline is least sure.
+
+
+def draw(run, generations, exit_milliseconds, labelled, teacher_logits):
+    """The figure: accuracies are means over the seeds, the image is one of the last seed's."""
     figure = Figure(figsize=(18, 5.5), layout="constrained")
-    chain, exits, bars = figure.subplots(1, 3)
-    for kind, color in (("generation", "C0"), ("twin", "C1")):
-        y = [percent[name] for name in percent if name.startswith(("baseline", kind))]
-        chain.plot(y, f"{color}o-", label=f"{kind}s")
-        chain.axhline(percent[f"ensemble of {kind}s"], c=color, ls="--", label=f"all {kind}s")
-    for name, marker in (("self-distilled", "*"), ("confidence-weighted", "^"), ("permuted", "x")):
-        chain.plot(1, percent[name], f"k{marker}", label=name)
-    chain.set(title="Generations", xlabel="generation", ylabel="accuracy, %", xticks=range(len(y)))
-    for way in ("last exit only", "exits on labels", "exits self-taught"):
-        y = [percent[name] for name in percent if name.startswith(way)]
-        exits.plot(milliseconds[-len(y) :], y, "o-", label=way)
-    i, width = targets["baseline"].max(-1).argmin(), 0.8 / len(targets)
-    for place, (name, probs) in enumerate(targets.items()):
-        bars.bar(np.arange(10) + place * width - 0.4, probs[i], width, align="edge", label=name)
-    picture = bars.inset_axes((0.02, 0.72, 0.2, 0.26), xticks=[], yticks=[])
-    picture.imshow(data.train.image[i, :, :, 0], cmap="gray_r")
-    exits.set(title="Exits of one network", xlabel="ms for 1,000 images", ylabel="accuracy, %")
-    title = f"Probabilities for training image {data.train.index[i]}, a {data.train.label[i]}"
-    bars.set(title=title, xticks=range(10), yscale="log", ylim=(1e-8, 1e3), ylabel="probability")
-    for axes in (chain, exits, bars):
+    left, middle, right = figure.subplots(1, 3)
+    draw_generations(left, run, generations)
+    draw_exits(middle, run, exit_milliseconds)
+    draw_least_sure_image(right, labelled, teacher_logits)
+    for axes in (left, middle, right):
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
     return figure
 
 
+def draw_generations(axes, run, generations):
+    """Accuracies of generations, twins, their ensembles and the controls, means over the seeds."""
+    for kind, colour in (("generation", "distilled"), ("twin", "baseline")):
+        names = ["baseline"]
+        for k in range(1, generations + 1):
+            names.append(f"{kind} {k}")
+        accuracies = [np.mean(run.accuracies(name)) for name in names]
+        ensemble = np.mean(run.accuracies(f"ensemble of {kind}s"))
+        color = plots.COLOURS[colour]
+        axes.plot(accuracies, "o-", color=color, label=f"{kind}s")
+        axes.axhline(ensemble, color=color, linestyle="--", label=f"all {kind}s together")
+        for x, name in enumerate(names):
+            points = run.accuracies(name)  # one a seed
+            axes.plot([x] * len(points), points, ".", color=color, alpha=0.4)
+    for name, marker in (("self-distilled", "*"), ("confidence-weighted", "^"), ("permuted", "x")):
+        axes.plot(1, np.mean(run.accuracies(name)), f"k{marker}", label=name)
+    axes.set(title="Generations", xlabel="generation", ylabel="accuracy, %")
+    axes.set_xticks(range(generations + 1))
+
+
+def draw_exits(axes, run, exit_milliseconds):
+    """Accuracies of the exits by the time that they take, means over the seeds."""
+    only_last = np.mean(run.accuracies("last exit only: exit 3"))
+    axes.plot(exit_milliseconds[-1], only_last, "ko", label="last exit only")
+    for name, color in (("exits on labels", "baseline"), ("exits self-taught", "distilled")):
+        accuracies = [np.mean(run.accuracies(f"{name}: exit {k}")) for k in (1, 2, 3)]
+        axes.plot(exit_milliseconds, accuracies, "o-", color=plots.COLOURS[color], label=name)
+    axes.set(title="Exits of one network", xlabel="ms for 1,000 images", ylabel="accuracy, %")
+
+
+def draw_least_sure_image(axes, labelled, teacher_logits):
+    """The teachers' probabilities for the labelled image of which the baseline is least sure."""
+    confidence = jax.nn.softmax(teacher_logits["baseline"][labelled.index]).max(-1)
+    i = int(confidence.argmin())
+    index, label = labelled.index[i], labelled.label[i]
+    width = 0.8 / len(teacher_logits)
+    for place, (name, logits) in enumerate(teacher_logits.items()):
+        probs = jax.nn.softmax(logits[index])
+        x = np.arange(len(probs)) + place * width - 0.4
+        axes.bar(x, probs, width, align="edge", label=name)
+    picture = axes.inset_axes((0.02, 0.72, 0.2, 0.26), xticks=[], yticks=[])
+    picture.imshow(labelled.image[i, :, :, 0], cmap="gray_r")
+    axes.set(title=f"Probabilities for training image {index}, a {label}", xticks=range(len(probs)))
+    axes.set(yscale="log", ylim=(1e-8, 1e3), ylabel="probability")
+
+
+# %% Main
+# Each repetition draws labelled images of its own, and trains all networks on them. Its networks
+# are then compared in pairs that differ in nothing but the teaching.
+
+
 def main(config):
-    data, count = utils.start(config), utils.given(config.generations, 1 if config.quick else 3)
-    labels = config.labels or (200 if config.quick else 300 if data.name == "digits" else 1000)
-    labelled = data._replace(train=utils.take_labels(data.train, labels, config.seed))
-    recipe, seen = student_recipe(config, len(labelled.train.label)), labelled.train.index
-    runs, teacher_logits = train_all(config, count, recipe, labelled)
-    soft = {name: np.asarray(jax.nn.softmax(x[seen])) for name, x in teacher_logits.items()}
-    exits = {name: runs.pop(name) for name in [*runs] if isinstance(runs[name][0], ExitCNN)}
-    logits = {name: utils.predict(model, data.test) for name, (model, _) in runs.items()}
-    untrained = utils.Phase("untrained", config.output_dir, recipe, data)  # a cost counts once
-    for kind in ("generation", "twin"):
-        names, name = [x for x in runs if x.startswith(("baseline", kind))], f"ensemble of {kind}s"
-        runs[name] = tuple(runs[x][0] for x in names), untrained
-        logits[name] = np.mean([jax.nn.softmax(logits[x]) for x in names], axis=0)  # soft voting
-    for way, (network, phase) in exits.items():
-        answers = utils.predict(network, data.test)
-        for k in (2,) if way == "last exit only" else range(3):
-            name, layers = f"{way}: exit {k + 1}", (*network.blocks[: k + 1], network.exits[k])
-            runs[name], logits[name] = (layers, phase if k == 2 else untrained), answers[k]
-    times, rows = time_exits(network, data.test), utils.rows(runs, logits, data)
-    percent = {row["name"]: 100 * row[f"{data.scored_on}_accuracy"] for row in rows}
-    pairs = {"self-distilled": "twin 1", "ensemble of generations": "ensemble of twins"}
-    pairs |= {f"generation {k}": f"twin {k}" for k in range(1, count + 1)}
-    pairs |= {"confidence-weighted": "twin 1", "permuted": "twin 1"}
-    pairs |= {f"exits self-taught: exit {k}": f"exits on labels: exit {k}" for k in (1, 2, 3)}
-    points = {f"{a} - {b}": percent[a] - percent[b] for a, b in pairs.items()}
-    sure = {name: float(x.max(-1).mean()) for name, x in soft.items()}  # of the labelled images
-    more = {"differences": points, "exit_milliseconds": times.tolist(), "sure": sure}
-    report = utils.write_results(config, data, rows, draw(percent, times, labelled, soft), more)
-    lines = {a: f"{percent[a] - percent[b]:+.2f} points against {b}" for a, b in pairs.items()}
-    lines["Exits, for 1,000 images"] = ", ".join(f"{x:.1f} ms" for x in times)
-    utils.summary(report, data, lines)
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    repetitions = []
+    for seed in run.seeds(config.seeds):
+        labelled = take_labels(data.train, config.labels, seed)
+        repetitions.append((labelled, student_recipe(config, seed, len(labelled.label))))
+
+    confidences = collections.defaultdict(list)
+    for labelled, recipe in repetitions:
+        experiment.print_heading(f"SEED {recipe.seed}, {len(labelled.label):,} LABELS")
+        students, teacher_logits = train_all_students(labelled, data.classes, recipe, config, run)
+        exit_networks = train_networks_with_exits(labelled, data.classes, recipe, config, run)
+        add_rows_of_students(students, recipe, config, run)
+        add_rows_of_exits(exit_networks, recipe, run)
+        for name, logits in teacher_logits.items():
+            confidences[name].append(mean_confidence(logits[labelled.index]))
+
+    summary = {}
+    differences = {}  # points, means over the seeds
+    for name, other in list_comparisons(config.generations):
+        summary[name] = f"{run.compare(name, other)} against {other}"
+        points = np.mean(run.accuracies(name)) - np.mean(run.accuracies(other))
+        differences[f"{name} - {other}"] = float(points)
+    exit_milliseconds = measure_exits(exit_networks["exits self-taught"], data.test)
+    summary["Exits, for 1,000 images"] = ", ".join(f"{x:.1f} ms" for x in exit_milliseconds)
+
+    figure = draw(run, config.generations, exit_milliseconds, labelled, teacher_logits)
+    return run.finish(
+        figure,
+        summary,
+        differences=differences,
+        exit_milliseconds=exit_milliseconds.tolist(),
+        teacher_confidence={name: float(np.mean(values)) for name, values in confidences.items()},
+    )
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

@@ -1,53 +1,77 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Online distillation: a teacher and its student, or a group of peers, learn at the same time.
 
 Offline, a teacher is trained before its student can begin. Online, the student follows a teacher
-that is still learning; in deep mutual learning there is no teacher, and peers follow each other.
+that is still learning. In deep mutual learning there is no teacher: peers follow each other.
 
-    python examples/19_online_distillation.py          # 1,000 labels: 3 to 5 minutes
-    python examples/19_online_distillation.py --quick  # a first look: about a minute
+    python examples/19_online_distillation.py            # 1,000 labels: 3 to 5 minutes
+    python examples/19_online_distillation.py --seeds 5  # everything five times
+    python examples/19_online_distillation.py --quick    # a first look: about a minute
 
-Times: on 2 CPU cores. Zhang et al.: Deep Mutual Learning, CVPR 2018, arXiv:1706.00384.
+Times are for 2 CPU cores.
+Zhang et al.: Deep Mutual Learning, CVPR 2018, arXiv:1706.00384.
 """
 
 import dataclasses
-from typing import NamedTuple
+import functools
+from typing import Annotated, Literal
 
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
+from utils import (
+    batches,
+    check_batch_size,
+    evaluate,
+    paired_difference,
+    predict,
+    predict_by_index,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/19_online_distillation"  # for results, figure and checkpoints
-    seed: int = 42  # of all networks: labelled images, initial weights, batches, dropout
-    labels: str | None = None  # of all networks, or all; else 1000, digits 300, quick 200
-    epochs: int | None = None  # of each network; else what the labels need
-    batch_size: int | None = None  # images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of students and peers: peak; else by labels
-    teacher_learning_rate: float = 5e-3  # of teachers: peak
-    temperature: float = 3.0  # T between teacher and student
-    alpha: float = 0.5  # weight of the labels; the teacher has 1 - alpha
-    mutual_temperature: float = 1.0  # T between peers; the paper's is 1
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/19_online_distillation"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """Seed of all networks: labelled images, initial weights, order of batches, dropout."""
+    seeds: Annotated[int | None, Range(1, 100), OPEN] = None
+    """Number of repetitions, with seeds one after another (default: 1)."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled images of every network, or all (default: 1000; digits 300; quick 200)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each network (default: chosen by the number of labels; quick 10)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Peak learning rate of students and peers (default: chosen by the number of labels)."""
+    teacher_learning_rate: Annotated[float, Range(0, low_excluded=True)] = 5e-3
+    """Peak learning rate of teachers."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
+    """Temperature T between teacher and student."""
+    alpha: Annotated[float, Range(0, 1)] = 0.5
+    """Weight of the labels in a student's loss; the teacher has 1 - alpha."""
+    mutual_temperature: Annotated[float, Range(0.001, 10_000)] = 1.0
+    """Temperature T between peers; the paper's is 1."""
 
 
 # %% Models
+# The teacher has 946,954 parameters, the student 56,810. Peers are students: all members of a
+# group have the student's architecture.
 
 
 class TeacherCNN(nnx.Module):
@@ -94,23 +118,96 @@ class StudentCNN(nnx.Module):
 
 
 # %% Loss
+# Two parts: what the label says, and what another network says. The other network's logits are
+# constants here (`stop_gradient`), so that nobody learns through another's answers.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
+    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
 
 
 def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
     """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
-    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
 
-# %% Steps
+# %% Steps of one network
+# `train_step` learns from the labels alone. `train_student_step` distils offline: its teacher has
+# finished learning.
+
+
+@nnx.jit
+def train_step(model, optimizer, batch):
+    """One step on the labels alone. Returns the scalars loss and accuracy."""
+
+    def loss_fn(model):
+        logits = model(batch["image"], train=True)
+        return hard_loss(logits, batch["label"]), logits
+
+    (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+    optimizer.update(model, grads)
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+
+@nnx.jit
+def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alpha=0.5):
+    """One step of distillation. `teacher` may be None if the batch brings "teacher_logits" [B, C].
+
+    Returns the scalars loss, hard_loss, soft_loss and accuracy.
+    """
+    teacher_logits = batch.get("teacher_logits")
+    if teacher_logits is None:
+        teacher_logits = jax.lax.stop_gradient(teacher(batch["image"], train=False))
+
+    def loss_fn(student):
+        logits = student(batch["image"], train=True)
+        losses = distillation_loss(logits, teacher_logits, batch["label"], temperature, alpha)
+        return losses[0], (*losses, logits)
+
+    (_, (loss, hard, soft, logits)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
+    optimizer.update(student, grads)
+    accuracy = (logits.argmax(-1) == batch["label"]).mean()
+    return {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": accuracy}
+
+
+# %% Steps of several networks
 # First all networks answer, then all are updated. The gradient of the sum of their losses is each
-# one's gradient of its own loss, because `distillation_loss` takes the other's logits as constants.
+# one's gradient of its own loss, because the losses take the other's logits as constants.
 
 
 @nnx.jit
@@ -118,15 +215,19 @@ def online_distillation_step(teacher, student, optimizers, batch, temperature=3.
     """One step of a teacher, on the labels, and of a student, on the labels and that teacher.
 
     The soft targets are the logits from which the teacher learns in this very step: with dropout
-    and the batch's statistics, and at no cost. Returns scalars."""
+    and the batch's statistics, and at no cost. Returns the student's loss, hard_loss and soft_loss,
+    and teacher_loss: scalars.
+    """
 
     def loss_fn(teacher, student):
         teacher_logits = teacher(batch["image"], train=True)
-        logits, label = student(batch["image"], train=True), batch["label"]
-        loss, hard, soft = distillation_loss(logits, teacher_logits, label, temperature, alpha)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(teacher_logits, label)
-        metrics = {"loss": loss, "hard_loss": hard, "soft_loss": soft}
-        return loss + losses.mean(), metrics | {"teacher_loss": losses.mean()}
+        student_logits = student(batch["image"], train=True)
+        loss, hard, soft = distillation_loss(
+            student_logits, teacher_logits, batch["label"], temperature, alpha
+        )
+        teacher_loss = hard_loss(teacher_logits, batch["label"])
+        metrics = {"loss": loss, "hard_loss": hard, "soft_loss": soft, "teacher_loss": teacher_loss}
+        return loss + teacher_loss, metrics
 
     grads, metrics = nnx.grad(loss_fn, argnums=(0, 1), has_aux=True)(teacher, student)
     for model, optimizer, grad in zip((teacher, student), optimizers, grads, strict=True):
@@ -135,22 +236,30 @@ def online_distillation_step(teacher, student, optimizers, batch, temperature=3.
 
 
 @nnx.jit
-def mutual_learning_step(peers, optimizers, batch, temperature=1.0, weights=(1.0, 1.0)):
-    """One step of a list of K peers (Zhang et al., 2018), each on the labels and on all others.
+def mutual_learning_step(peers, optimizers, batch, temperature=1.0, peers_weight=1.0):
+    """One step of a list of K peers, two or more (Zhang et al., 2018): each learns from the labels
+    and from all others.
 
-    `weights` are those of labels and others; (1, 0) trains all apart. "teacher_logits" [B, C] in
-    the batch are those of one more, who has finished learning. Returns each peer's losses, [K]."""
-    finished = [batch["teacher_logits"]] if "teacher_logits" in batch else []
+    The labels have weight 1, the other peers `peers_weight`; with 0 all learn apart. Returns loss,
+    hard_loss and soft_loss of each peer: arrays [K].
+    """
 
     def loss_fn(peers):
-        logits, parts = [peer(batch["image"], train=True) for peer in peers], []
-        for k, own in enumerate(logits):
-            others = logits[:k] + logits[k + 1 :] + finished or [own]  # alone: KL(p ‖ p) = 0
+        logits = [peer(batch["image"], train=True) for peer in peers]
+        losses_of_peers = []
+        for k, own_logits in enumerate(logits):
+            others = logits[:k] + logits[k + 1 :]
             # hard_k = CE(label, p_k), soft_k = mean over the others l of T² · KL(p_l ‖ p_k)
-            pairs = [distillation_loss(own, z, batch["label"], temperature)[1:] for z in others]
-            parts.append(jnp.array(pairs).mean(0))
-        hard, soft = jnp.array(parts).T
-        loss = weights[0] * hard + weights[1] * soft
+            losses_by_other = []
+            for other_logits in others:
+                _, hard, soft = distillation_loss(
+                    own_logits, other_logits, batch["label"], temperature
+                )
+                losses_by_other.append([hard, soft])  # hard is the same beside every other
+            losses_of_peers.append(jnp.array(losses_by_other).mean(0))
+        hard, soft = jnp.array(losses_of_peers).T
+        # loss_k = hard_k + weight · soft_k
+        loss = hard + peers_weight * soft
         return loss.sum(), {"loss": loss, "hard_loss": hard, "soft_loss": soft}
 
     grads, metrics = nnx.grad(loss_fn, has_aux=True)(peers)
@@ -160,134 +269,397 @@ def mutual_learning_step(peers, optimizers, batch, temperature=1.0, weights=(1.0
 
 
 # %% Training
+# `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
+# `nnx.cached_partial`: it fills the networks in, and spreads the work over the processor's cores.
+# Equal recipes share a compiled step, which would spare some trainings the time of compiling it;
+# since this script compares times, `compile_anew` makes each of them pay.
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
-    rate = recipe.learning_rate
-    if recipe.schedule == "onecycle":
-        steps = recipe.epochs * (images // recipe.batch_size)
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    return nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def evaluate(model, split):
-    """The accuracy over all images of a split, and the logits [N, C] behind it."""
-    logits = utils.predict(model, split)
-    return (logits.argmax(-1) == split.label).mean(), logits
+def compile_anew():
+    """Lets what is trained next compile its step itself, as it would in a run of its own."""
+    make_transform.cache_clear()
 
 
-def co_train(name, networks, recipes, data, labelled, output_dir, teacher=None, **settings):
-    """Trains networks side by side on the same batches: teacher and student if of two kinds, else
-    peers. `teacher` was trained before. Returns the networks and their `utils.Phase`."""
-    utils.banner(name.upper())
-    models = [network(rngs=nnx.Rngs(r.seed)) for network, r in zip(networks, recipes, strict=True)]
-    images, first, tables = len(labelled.label), recipes[0], {}
-    optimizers = [make_optimizer(*pair, images) for pair in zip(models, recipes, strict=True)]
-    how = {"labels": images, "networks": [r._asdict() for r in recipes], **settings}
-    how["teacher"] = teacher and utils.digest(teacher)
-    phase = utils.Phase(name.replace(" ", "_"), output_dir, first, data, **how)
-    if teacher:
-        with phase.timed("cache_seconds"):
-            tables["teacher_logits"] = utils.predict_by_index(teacher, labelled)
-    step, scored = utils.bind(mutual_learning_step, models, optimizers), models[0]
-    if len(set(networks)) > 1:
-        step, scored = utils.bind(online_distillation_step, *models, optimizers), models[1]
-    score = (lambda: evaluate(scored, data.test)[0]) if StudentCNN in networks else None
-    for epoch in phase.epochs(models, optimizers, score):
-        for batch in utils.batches(labelled, first.batch_size, first.seed, epoch, **tables):
-            phase.log(step(batch, **settings))
-    return models, phase
+# %% Trainings of one network
+# The offline teacher, its student, and students on the labels alone. Every network of this script
+# is trained on the same labelled images, the teachers too.
 
 
-# %% Main
+def train_offline_teacher(data, labelled, recipe, run):
+    """Trains a teacher on the labels alone. It is scored when it has finished."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(teacher, recipe, len(labelled.label))
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, "offline teacher", teacher, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+    return teacher
 
 
-def plan(config, data):
-    """The labelled images, the teacher's recipe, and those of four peers (quick: two): they
-    differ in their initial weights alone, and the first starts as the baseline does."""
-    quick, default = config.quick, 200 if config.quick else 300 if data.name == "digits" else 1000
-    labelled = utils.take_labels(data.train, config.labels or default, config.seed)
-    labels = len(labelled.label)
-    epochs = utils.given(config.epochs, 10 if quick else round(60 * (1000 / labels) ** 0.66))
-    batch_size = utils.given(config.batch_size, min(32 if quick else 128, labels))
-    rate = utils.given(config.learning_rate, 4e-2 if labels < 10_000 else 2e-2)
-    more = np.random.default_rng([config.seed, 10]).integers(2**31, size=1 if quick else 3)
-    peers = [Recipe(s, epochs, batch_size, rate, "onecycle") for s in (config.seed, *more.tolist())]
-    return labelled, peers[0]._replace(learning_rate=config.teacher_learning_rate), peers
+def train_offline_student(teacher, data, labelled, recipe, run, temperature=3.0, alpha=0.5):
+    """Trains a student on the labels and on the answers of a teacher that has finished learning."""
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    training = Training(run, "offline student", student, optimizer, recipe, labelled)
+
+    # The teacher never changes, so its logits are computed once and looked up by the images' index.
+    tables = {}
+    if not training.finished:
+        with training.timed("cache_seconds"):
+            tables["teacher_logits"] = predict_by_index(teacher, labelled)
+    step = compile_step(train_student_step, student, None, optimizer)
+
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables):
+            training.log(step(batch, temperature, alpha))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return student
 
 
-def draw(rows, data, ready):
-    """Accuracy by the clock, a group's ensemble as a diamond, and distance to whom one follows."""
-    figure, label = Figure(figsize=(14, 5.5), layout="constrained"), f"{data.scored_on} accuracy"
+def train_student_alone(name, data, labelled, recipe, run):
+    """Trains a student on the labels alone: the baseline, and the longer baseline."""
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(labelled.label))
+    step = compile_step(train_step, student, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return student
+
+
+# %% Trainings of several networks
+# One loop, one step and one checkpoint for all networks that learn together. Of the pair the
+# student is scored on the way, of a group the first peer.
+
+
+def train_online_pair(data, labelled, for_teacher, recipe, run, temperature=3.0, alpha=0.5):
+    """Trains a teacher and its student at once, on the same batches. `recipe` is the student's.
+    Returns both."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(for_teacher.seed))
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    models = (teacher, student)
+    optimizers = (
+        make_optimizer(teacher, for_teacher, len(labelled.label)),
+        make_optimizer(student, recipe, len(labelled.label)),
+    )
+    step = compile_step(online_distillation_step, teacher, student, optimizers)
+
+    training = Training(run, "online", models, optimizers, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch, temperature, alpha))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return teacher, student
+
+
+def train_group(name, data, labelled, recipe, peer_seeds, run, temperature=1.0, peers_weight=1.0):
+    """Trains a group of students at once, on the same batches. They differ in nothing but their
+    initial weights, which `peer_seeds` draw. With `peers_weight` 0 nobody follows anybody.
+    Returns the list of them."""
+    peers = [StudentCNN(data.classes, rngs=nnx.Rngs(seed)) for seed in peer_seeds]
+    optimizers = [make_optimizer(peer, recipe, len(labelled.label)) for peer in peers]
+    step = compile_step(mutual_learning_step, peers, optimizers)
+
+    training = Training(run, name, peers, optimizers, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch, temperature, peers_weight))
+        training.score(data.scored_on, evaluate, peers[0], data.test)
+    return peers
+
+
+# %% Settings
+# What a flag leaves open is chosen here. All networks share the recipe, but for the teachers'
+# learning rate and the longer baseline's epochs.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `shared_recipe`."""
+    config = experiment.with_defaults(config, seeds=1)
+    if config.quick:
+        config = experiment.with_defaults(config, labels=200)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=300)
+    return experiment.with_defaults(config, labels=1000)
+
+
+def shared_recipe(config, seed, labels):
+    """How students and peers of one seed are trained: as the flags say, or else as suits the number
+    of labels."""
+    epochs = 10 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, "onecycle")
+
+
+def sizes_of_groups(config):
+    """How many peers the groups have."""
+    return [2] if config.quick else [2, 4]
+
+
+def draw_peer_seeds(seed, count):
+    """The seeds of the peers' initial weights. The first peer starts as the baseline does."""
+    more_seeds = np.random.default_rng([seed, 10]).integers(2**31, size=count - 1)
+    return [seed, *more_seeds.tolist()]
+
+
+# %% Results
+# Each network has a row, and each group: that of its first peer, with the accuracies of all
+# members and of their ensemble. Every row says when which accuracy was reached.
+
+
+def add_pair_rows(teacher, student, for_teacher, run):
+    """Adds the rows of a teacher and a student that learned at once."""
+    data = run.data
+    training = run.training_of(student)
+    # In their training the student was scored, with the student's learning rate in the settings.
+    settings = {**training.settings, "learning_rate": for_teacher.learning_rate}
+    history = []
+    for record in training.history:
+        record = dict(record)
+        record.pop(f"{data.scored_on}_accuracy", None)
+        history.append(record)
+    teacher_logits = predict(teacher, data.test)
+    run.add_row("online teacher", teacher, teacher_logits, settings=settings, history=history)
+    run.add_row("online student", student, predict(student, data.test))
+
+
+def add_group_row(name, peers, peer_seeds, run):
+    """Adds the row of a group."""
+    data = run.data
+    logits_of_peers = [predict(peer, data.test) for peer in peers]
+    accuracies = []
+    for logits in logits_of_peers:
+        accuracies.append(float((logits.argmax(-1) == data.test.label).mean()))
+    # p_ensemble = mean over the members k of p_k
+    mean_probs = np.mean([jax.nn.softmax(logits) for logits in logits_of_peers], axis=0)
+    ensemble = float((mean_probs.argmax(-1) == data.test.label).mean())
+    run.add_row(
+        name, peers[0], logits_of_peers[0],
+        members=accuracies, ensemble=ensemble, peer_seeds=peer_seeds,
+    )  # fmt: skip
+
+
+def add_clocks(rows, scored_on):
+    """Adds to the rows of one seed the seconds of training steps: `seconds_to_end`, `clock` (pairs
+    of seconds and accuracy), and `seconds_to_baseline`, None where its accuracy was not reached."""
+    row_of = {row["name"]: row for row in rows}
+    # The offline student begins when its teacher has been trained and has answered.
+    teacher_seconds = sum(row_of["offline teacher"]["epoch_seconds"])
+    teacher_seconds += row_of["offline student"].get("cache_seconds", 0.0)
+    for row in rows:
+        begin = teacher_seconds if row["name"] == "offline student" else 0.0
+        seconds = np.cumsum([begin, *row["epoch_seconds"]]).tolist()
+        row["seconds_to_end"] = seconds[-1]
+        row["clock"] = []
+        for record in row["history"]:
+            if f"{scored_on}_accuracy" in record:
+                accuracy = record[f"{scored_on}_accuracy"]
+                row["clock"].append((seconds[record["epoch"]], accuracy))
+
+    baseline_accuracies = [accuracy for _, accuracy in row_of["baseline"]["clock"]]
+    for row in rows:
+        row["seconds_to_baseline"] = None
+        for seconds, accuracy in row["clock"]:
+            if accuracy >= baseline_accuracies[-1]:
+                row["seconds_to_baseline"] = seconds
+                break
+
+
+def compare_groups(name, other, run):
+    """In words: how much more accurate the members of one group are than those of another. Of each
+    seed the mean over the members counts, since which peer is the first is chance."""
+    accuracies = [100 * np.mean(members) for members in run.values(name, "members")]
+    other_accuracies = [100 * np.mean(members) for members in run.values(other, "members")]
+    if len(accuracies) == 1:
+        return f"{accuracies[0] - other_accuracies[0]:+.2f} points (one seed)"
+    gain = paired_difference(accuracies, other_accuracies)
+    interval = f"95 %: {gain.low:+.2f} to {gain.high:+.2f}"
+    return f"{gain.mean:+.2f} points ({interval}), {gain.wins} of {gain.pairs} seeds"
+
+
+# %% Figure
+# Left: accuracy by the clock, of a group that of its first peer, its ensemble's as a diamond.
+# Right: the distance to those whom a network follows. Lines are means over the seeds.
+
+LINE_COLOURS = {
+    "offline student": plots.COLOURS["distilled"],
+    "online student": "tab:green",
+    "baseline": plots.COLOURS["baseline"],
+    "longer baseline": "tab:brown",
+    "2 baselines apart": "tab:pink",
+    "2 mutual peers": "tab:red",
+    "4 baselines apart": "tab:olive",
+    "4 mutual peers": "tab:purple",
+}
+FOLLOWERS = ("offline student", "online student", "2 mutual peers", "4 mutual peers")
+
+
+def draw(rows, data):
+    """The figure, of rows of one or several seeds."""
+    figure = Figure(figsize=(14, 5.5), layout="constrained")
     race, distance = figure.subplots(1, 2)
-    race.axvspan(0, ready, color="0.9", label="offline: its teacher is being trained")
-    for row in (row for row in rows if "teacher" not in row["name"]):
-        [line] = race.plot(*np.reshape(row["clock"], (-1, 2)).T, ".-", label=row["name"])
-        style, soft = {"color": line.get_color()}, [np.mean(r["soft_loss"]) for r in row["history"]]
-        race.plot(row["seconds_to_end"], row.get("ensemble", np.nan), "D", **style)
-        if not row["name"].endswith("baseline"):  # which follows nobody
-            distance.plot(range(1, len(soft) + 1), soft, **style)
-    race.set(title="Of a group its first; diamonds: ensembles", xlabel="seconds", ylabel=label)
-    race.set_ylim(min(row[f"{data.scored_on}_accuracy"] for row in rows) - 0.02)
+    for name, colour in LINE_COLOURS.items():
+        rows_of_name = [row for row in rows if row["name"] == name]  # one a seed
+        if not rows_of_name:  # groups of 4 with --quick
+            continue
+        clocks = [row["clock"] for row in rows_of_name]
+        mean_clock = np.mean(clocks, axis=0).reshape(-1, 2)
+        race.plot(mean_clock[:, 0], mean_clock[:, 1], ".-", color=colour, label=name)
+        for row in rows_of_name:
+            if "ensemble" in row:
+                race.plot(row["seconds_to_end"], row["ensemble"], "D", color=colour)
+        if name in FOLLOWERS:
+            soft_losses = []  # [seeds, epochs]
+            for row in rows_of_name:
+                soft_losses.append([np.mean(record["soft_loss"]) for record in row["history"]])
+            mean_soft_loss = np.mean(soft_losses, axis=0)
+            epochs = range(1, len(mean_soft_loss) + 1)
+            distance.plot(epochs, mean_soft_loss, color=colour)
+
+    offline = [row for row in rows if row["name"] == "offline student"]
+    begins = [row["seconds_to_end"] - sum(row["epoch_seconds"]) for row in offline]
+    label = "offline: its teacher is being trained"
+    race.axvspan(0, np.mean(begins), color="0.9", label=label)
+    accuracies = [row[f"{data.scored_on}_accuracy"] for row in rows]
+    race.set(
+        title="Of a group its first peer; diamonds: ensembles",
+        xlabel="seconds of training", ylabel=f"{data.scored_on} accuracy",
+        ylim=(min(accuracies) - 0.02, None),
+    )  # fmt: skip
     distance.set(title="Distance to others", xlabel="epoch", ylabel="soft loss", yscale="log")
     figure.legend(loc="outside right center")
     return figure
 
 
+# %% Main
+# For each seed three comparisons on the same labelled images: online against offline, one student
+# alone for as long as the others or longer, and peers against networks that learn apart.
+
+
+def compare_online_with_offline(config, labelled, recipe, run):
+    """Trains a teacher and then its student. Then trains both at once, from the same initial
+    weights on the same batches."""
+    data = run.data
+    for_teacher = recipe._replace(learning_rate=config.teacher_learning_rate)
+    heading = f"seed {recipe.seed}, {len(labelled.label):,} labels"
+
+    experiment.print_heading(f"OFFLINE TEACHER: {heading}")
+    teacher = train_offline_teacher(data, labelled, for_teacher, run)
+    run.add_row("offline teacher", teacher, predict(teacher, data.test))
+
+    experiment.print_heading(f"OFFLINE STUDENT: {heading}, and the finished teacher")
+    student = train_offline_student(
+        teacher, data, labelled, recipe, run, config.temperature, config.alpha
+    )
+    run.add_row("offline student", student, predict(student, data.test))
+
+    experiment.print_heading(f"ONLINE TEACHER AND STUDENT: {heading}")
+    teacher, student = train_online_pair(
+        data, labelled, for_teacher, recipe, run, config.temperature, config.alpha
+    )
+    add_pair_rows(teacher, student, for_teacher, run)
+
+
+def train_baselines(config, labelled, recipe, run):
+    """Trains a student on the labels alone, and again for as many steps as the largest group takes
+    in all."""
+    data = run.data
+    heading = f"seed {recipe.seed}, {len(labelled.label):,} labels"
+
+    experiment.print_heading(f"BASELINE: {heading}")
+    baseline = train_student_alone("baseline", data, labelled, recipe, run)
+    run.add_row("baseline", baseline, predict(baseline, data.test))
+
+    times = max(sizes_of_groups(config))
+    longer_recipe = recipe._replace(epochs=times * recipe.epochs)
+    experiment.print_heading(f"LONGER BASELINE: {heading}, {times} times the epochs")
+    longer = train_student_alone("longer baseline", data, labelled, longer_recipe, run)
+    run.add_row("longer baseline", longer, predict(longer, data.test))
+
+
+def compare_peers_with_baselines_apart(config, labelled, recipe, run):
+    """Trains groups of students twice from the same initial weights: apart, then as peers."""
+    data = run.data
+    temperature = config.mutual_temperature
+    heading = f"seed {recipe.seed}, {len(labelled.label):,} labels"
+    all_peer_seeds = draw_peer_seeds(recipe.seed, max(sizes_of_groups(config)))
+    for size in sizes_of_groups(config):
+        peer_seeds = all_peer_seeds[:size]
+
+        apart = f"{size} baselines apart"
+        experiment.print_heading(f"{apart.upper()}: {heading}")
+        baselines = train_group(
+            apart, data, labelled, recipe, peer_seeds, run, temperature, peers_weight=0.0
+        )
+        add_group_row(apart, baselines, peer_seeds, run)
+
+        compile_anew()  # the step is that of the baselines apart
+        mutual = f"{size} mutual peers"
+        experiment.print_heading(f"{mutual.upper()}: {heading}")
+        peers = train_group(
+            mutual, data, labelled, recipe, peer_seeds, run, temperature, peers_weight=1.0
+        )
+        add_group_row(mutual, peers, peer_seeds, run)
+
+
 def main(config):
-    data = utils.start(config)
-    labelled, for_teacher, peers = plan(config, data)
-    common, one, first = (data, labelled, config.output_dir), [StudentCNN], peers[:1]
-    t, alpha, alone = config.temperature, config.alpha, {"weights": (1.0, 0.0)}
-    runs = {"offline teacher": co_train("teacher", [TeacherCNN], [for_teacher], *common, **alone)}
-    [teacher], _ = runs["offline teacher"]
-    how = {"temperature": t, "weights": (alpha, 1 - alpha), "teacher": teacher}
-    runs["offline student"] = co_train("offline student", one, first, *common, **how)
-    both = [TeacherCNN, StudentCNN], [for_teacher, *first]
-    (teacher, student), phase = co_train("online", *both, *common, temperature=t, alpha=alpha)
-    runs |= {"online teacher": ([teacher], phase), "online student": ([student], phase)}
-    runs["baseline"] = co_train("baseline", one, first, *common, **alone)
-    longer = [peers[0]._replace(epochs=len(peers) * peers[0].epochs)]
-    runs["longer baseline"] = co_train("longer baseline", one, longer, *common, **alone)
-    pairs = {"online student": "offline student"}
-    for k in range(2, len(peers) + 1, 2):
-        pairs[f"{k} mutual peers"] = f"{k} baselines apart"
-        for name, weight in ((f"{k} baselines apart", 0.0), (f"{k} mutual peers", 1.0)):
-            how = {"temperature": config.mutual_temperature, "weights": (1.0, weight)}
-            runs[name] = co_train(name, one * k, peers[:k], *common, **how)
-    scores = {name: [evaluate(x, data.test) for x in models] for name, (models, _) in runs.items()}
-    logits = {name: found[0][1] for name, found in scores.items()}
-    rows = utils.rows({name: (x[0], phase) for name, (x, phase) in runs.items()}, logits, data)
-    ready = sum(rows[0]["epoch_seconds"]) + rows[1]["cache_seconds"]
-    mean, ensembles, key = {}, {}, f"{data.scored_on}_accuracy"
-    for row in rows:
-        late, found = ready if row["name"] == "offline student" else 0.0, scores[row["name"]]
-        if row["name"] == "online teacher":  # In its run the student was scored.
-            row["history"] = [{k: x for k, x in r.items() if k != key} for r in row["history"]]
-        seconds = np.cumsum([late, *row["epoch_seconds"]]).tolist()
-        row["clock"] = [(seconds[r["epoch"]], r[key]) for r in row["history"] if key in r]
-        reached = (second for second, score in row["clock"] if score >= scores["baseline"][0][0])
-        row |= {"seconds_to_end": seconds[-1], "seconds_to_baseline": next(reached, None)}
-        if len(found) > 1:
-            row["members"] = [float(score) for score, _ in found]
-            mean_probs = np.mean([jax.nn.softmax(z) for _, z in found], axis=0)
-            row["ensemble"] = float((mean_probs.argmax(-1) == data.test.label).mean())
-            ensembles[f"Ensemble of {row['name']}"] = f"{100 * row['ensemble']:.2f} %"
-        mean[row["name"]] = 100 * np.mean([score for score, _ in found])
-    report = utils.write_results(config, data, rows, draw(rows, data, ready))
-    gains = {a: f"{mean[a] - mean[b]:+.2f} points over {b} (means)" for a, b in pairs.items()}
-    utils.summary(report, data, gains | ensembles)
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    repetitions = []
+    for seed in run.seeds(config.seeds):
+        labelled = take_labels(data.train, config.labels, seed)
+        repetitions.append((labelled, shared_recipe(config, seed, len(labelled.label))))
+
+    for labelled, recipe in repetitions:
+        compile_anew()
+        compare_online_with_offline(config, labelled, recipe, run)
+        train_baselines(config, labelled, recipe, run)
+        compare_peers_with_baselines_apart(config, labelled, recipe, run)
+        rows_of_seed = [row for row in run.rows if row["seed"] == recipe.seed]
+        add_clocks(rows_of_seed, data.scored_on)
+
+    summary = {
+        "Labels": f"{len(labelled.label):,} of {len(data.train.label):,}, for all networks",
+        "Student, online over offline": run.compare("online student", "offline student"),
+    }
+    for size in sizes_of_groups(config):
+        mutual, apart = f"{size} mutual peers", f"{size} baselines apart"
+        summary[f"One of {mutual} over apart"] = compare_groups(mutual, apart, run)
+    for size in sizes_of_groups(config):
+        for name in (f"{size} baselines apart", f"{size} mutual peers"):
+            accuracy = 100 * np.mean(run.values(name, "ensemble"))
+            summary[f"Ensemble of {name}"] = f"{accuracy:.2f} %"
+    return run.finish(draw(run.rows, data), summary)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

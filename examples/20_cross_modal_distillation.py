@@ -1,18 +1,19 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Cross-modal distillation: an image teacher for a text student, and the other way round.
 
-A teacher reads one half of a pair of image and caption; the student learns its answer from the
-other half and never sees a label. The captions are generated, some are ambiguous or wrong. Both
-encoders may be aligned on the pairs before, as in CLIP; from shuffled pairs nothing is learned.
+A teacher reads one half of a pair of image and caption. The student learns the teacher's answer
+from the other half and never sees a label. The captions are generated, some are ambiguous or wrong.
+Both networks may be aligned on the pairs first, as in CLIP; from shuffled pairs nothing is learned.
 
-    python examples/20_cross_modal_distillation.py           # 4 to 5 minutes
-    python examples/20_cross_modal_distillation.py --quick   # a first look: under a minute
+    python examples/20_cross_modal_distillation.py             # 4 to 5 minutes
+    python examples/20_cross_modal_distillation.py --seeds 5   # five times: means and intervals
+    python examples/20_cross_modal_distillation.py --quick     # a first look: under a minute
 
 Times are for 2 CPU cores. Gupta, Hoffman, Malik: Cross Modal Distillation for Supervision Transfer,
 2015, arXiv:1507.00448; the alignment is that of CLIP: Radford et al., 2021, arXiv:2103.00020.
@@ -20,96 +21,353 @@ Times are for 2 CPU cores. Gupta, Hoffman, Malik: Cross Modal Distillation for S
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
+from utils import (
+    batches,
+    check_batch_size,
+    evaluate,
+    predict,
+    predict_by_index,
+    require,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/20_cross_modal_distillation"  # for results, figure and checkpoints
-    seed: int = 42  # of captions, initial weights and batches
-    noise: tuple[float, ...] | None = None  # wrong captions; else 0 0.2 0.4 0.6 0.8, quick 0 0.8
-    ambiguous: float = 0.1  # share of the captions that fit several digits
-    labels: str | None = None  # labelled captions of the text teacher, or all; else 1000
-    epochs: int | None = None  # else 4, digits 40, quick 4; of the text teacher 10 times as many
-    batch_size: int | None = None  # pairs; else 128, quick and digits 32
-    learning_rate: float = 1e-3  # peak; of text teacher and text students 10 times as high
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, few steps, two noise levels
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/20_cross_modal_distillation"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """First seed: captions, labelled captions, initial weights, order of batches."""
+    seeds: Annotated[int, Range(1, 100)] = 1
+    """Number of seeds, one after another; each repeats the whole experiment."""
+    noise: Annotated[tuple[float, ...] | None, Range(0, 1), OPEN] = None
+    """Shares of wrong captions; the first is that of the comparisons (default: 0 0.2 0.4 0.6 0.8;
+    quick 0 0.8)."""
+    ambiguous: Annotated[float, Range(0, 1)] = 0.1
+    """Share of the captions that fit several digits."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled captions of the text teacher, or all (default: 1000)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs; the text teacher has 10 times as many (default: 4; digits 40; quick 4)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Pairs in a batch (default: 128; quick and digits 32). The text teacher's batches are no
+    larger than its labelled captions are many."""
+    learning_rate: Annotated[float, Range(0, low_excluded=True)] = 1e-3
+    """Peak learning rate; that of text teacher and text students is 10 times as high."""
+
+
+# %% The language of the captions
+# The captions are generated, not written by people. A caption names its digit, or describes its
+# shape by its parts, in one of six languages, and may say how the image looks. Two shapes can have
+# the same parts: "stroke above loop" is a 6, "loop above stroke" a 9.
+
+
+class Adjectives(NamedTuple):
+    """How a language says what an image looks like."""
+
+    thin: str
+    thick: str
+    slanted: str
+    upright: str
+    conjunction: str  # between two of the others
+
+
+class Language(NamedTuple):
+    """How to name the ten digits."""
+
+    names: tuple[str, ...]  # of the digits 0 to 9
+    adjectives: Adjectives
+    templates: tuple[str, ...]  # what a name stands in; the last one is kept for the test
+
+
+ENGLISH = Adjectives("thin", "thick", "slanted", "upright", "and")
+FRENCH = Adjectives("fin", "gras", "penché", "droit", "et")
+GERMAN = Adjectives("dünn", "dick", "schräg", "gerade", "und")
+
+LANGUAGES = (
+    Language(
+        names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+        adjectives=ENGLISH,
+        templates=("{}", "a {}", "the digit {}", "somebody wrote {} here"),
+    ),
+    Language(
+        names=("zéro", "un", "deux", "trois", "quatre", "cinq", "six", "sept", "huit", "neuf"),
+        adjectives=FRENCH,
+        templates=("{}", "c'est {}", "le chiffre {}", "on a tracé {} ici"),
+    ),
+    Language(
+        names=("null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"),
+        adjectives=GERMAN,
+        templates=("{}", "eine {}", "die ziffer {}", "hier steht {}"),
+    ),
+    Language(
+        names=("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+        adjectives=ENGLISH,
+        templates=("{}", "nr {}", "number {}", "here is {}"),
+    ),
+    Language(  # the parts of a digit's shape, from above
+        names=(
+            "one loop",
+            "one stroke",
+            "bow above bar",
+            "one bow above another",
+            "hook above stroke",
+            "bar above bow",
+            "stroke above loop",
+            "bar above stroke",
+            "one loop above another",
+            "loop above stroke",
+        ),
+        adjectives=ENGLISH,
+        templates=("{}", "it shows {}", "drawn as {}", "might be described as {}"),
+    ),
+    Language(  # the parts of a digit's shape, from below
+        names=(
+            "only loop",
+            "only stroke",
+            "bar under bow",
+            "one bow under another",
+            "stroke under hook",
+            "bow under bar",
+            "loop under stroke",
+            "stroke under bar",
+            "one loop under another",
+            "stroke under loop",
+        ),
+        adjectives=ENGLISH,
+        templates=("{}", "it shows {}", "drawn as {}", "might be described as {}"),
+    ),
+)
+
+AMBIGUOUS = {  # what fits several digits, and which
+    "loop and stroke": (6, 9),
+    "bow and bar": (2, 5),
+    "the same twice": (3, 8),
+    "with a loop": (0, 6, 8, 9),
+    "all straight": (1, 4, 7),
+}
+
+
+# %% Wordings of training, and wordings of the test
+# No wording of the test occurs in training. Held out are the last template of each language, and of
+# its other templates a quarter of the pairs of template and digit.
+
+
+class Wording(NamedTuple):
+    """A text that says which digit it is, and the adjectives that go with it."""
+
+    text: str
+    adjectives: Adjectives
+
+
+def is_held_out(digit, language_number, template_number):
+    """Whether a digit's name in this template is kept for the test."""
+    if template_number == 3:  # the last of four
+        return True
+    return (digit + language_number + template_number) % 4 == 0
+
+
+def make_wordings(held_out):
+    """Lists for each digit the Wordings that are held out for the test, or all the others."""
+    wordings = []
+    for digit in range(10):
+        wordings_of_digit = []
+        for language_number, language in enumerate(LANGUAGES):
+            for template_number, template in enumerate(language.templates):
+                if is_held_out(digit, language_number, template_number) == held_out:
+                    text = template.format(language.names[digit])
+                    wordings_of_digit.append(Wording(text, language.adjectives))
+        wordings.append(wordings_of_digit)
+    return wordings
+
+
+def make_ambiguous_wordings():
+    """Lists for each digit the Wordings that fit it, and other digits too."""
+    wordings = []
+    for digit in range(10):
+        texts = [text for text, digits in AMBIGUOUS.items() if digit in digits]
+        wordings.append([Wording(text, ENGLISH) for text in texts])
+    return wordings
+
+
+# %% How an image looks
+# The adjectives are measured in the image itself, so that a caption is one of this image.
+
+
+def measure_looks(images):
+    """Says how images [N, 28, 28, 1] look, compared with one another: [N, 2] of −1, 0 or 1.
+
+    The first is −1 for the thinnest third of the images and 1 for the thickest. The second is −1
+    for the third that leans most to the right, and 1 for the third that leans least.
+    """
+    ink = images[..., 0] / np.float32(255) + 1e-6
+    amount_of_ink = ink.sum((1, 2))
+    # The upper half of an upright digit lies above the lower half, that of a slanted one further to
+    # the right.
+    upper_half = ink[:, :14]
+    lower_half = ink[:, 14:]
+    uprightness = find_centre(lower_half) - find_centre(upper_half)
+    return np.stack([divide_into_thirds(amount_of_ink), divide_into_thirds(uprightness)], axis=1)
+
+
+def find_centre(ink):
+    """The mean column of the ink of images [N, rows, 28]: [N]."""
+    ink_of_columns = ink.sum(1)
+    return ink_of_columns @ np.arange(28.0) / ink.sum((1, 2))
+
+
+def divide_into_thirds(values):
+    """−1 for the lowest third of some values [N], 1 for the highest, 0 for those in between."""
+    limits = np.quantile(values, (1 / 3, 2 / 3))
+    return np.searchsorted(limits, values) - 1
+
+
+def describe_looks(looks, adjectives):
+    """The looks of one image, (−1 to 1, −1 to 1), in words, such as "thin and upright"."""
+    thickness, uprightness = looks
+    words = []
+    if thickness == -1:
+        words.append(adjectives.thin)
+    if thickness == 1:
+        words.append(adjectives.thick)
+    if uprightness == -1:
+        words.append(adjectives.slanted)
+    if uprightness == 1:
+        words.append(adjectives.upright)
+    return f" {adjectives.conjunction} ".join(words)
 
 
 # %% Captions
-# Generated, not written by people. Held out for the test: the last template of each row, and of the
-# others a quarter of the pairs with a digit. What is ambiguous fits each of the digits before it.
-
-SHAPES = "thin thick slanted upright and", "{}/it shows {}/drawn as {}/might be described as {}"
-LANGUAGES = (  # names of 0 to 9; thin, thick, slanted, upright, and; templates
-    ("zero/one/two/three/four/five/six/seven/eight/nine", "thin thick slanted upright and",
-     "{}/a {}/the digit {}/somebody wrote {} here"),
-    ("zéro/un/deux/trois/quatre/cinq/six/sept/huit/neuf", "fin gras penché droit et",
-     "{}/c'est {}/le chiffre {}/on a tracé {} ici"),
-    ("null/eins/zwei/drei/vier/fünf/sechs/sieben/acht/neun", "dünn dick schräg gerade und",
-     "{}/eine {}/die ziffer {}/hier steht {}"),
-    ("0/1/2/3/4/5/6/7/8/9", "thin thick slanted upright and", "{}/nr {}/number {}/here is {}"),
-    ("one loop/one stroke/bow above bar/one bow above another/hook above stroke/bar above bow/"
-     "stroke above loop/bar above stroke/one loop above another/loop above stroke", *SHAPES),
-    ("only loop/only stroke/bar under bow/one bow under another/stroke under hook/bow under bar/"
-     "loop under stroke/stroke under bar/one loop under another/stroke under loop", *SHAPES),
-)  # fmt: skip
-AMBIGUOUS = "69 loop and stroke/25 bow and bar/38 the same twice/0689 with a loop/147 all straight"
+# Some captions name a wrong digit, drawn from the other nine. Some are ambiguous. Where both
+# happen, the caption is ambiguous about the wrong digit.
 
 
-def wordings(held_out):
-    """Of each digit every (text, language) of training captions, or of those held out."""
-    found = [[] for _ in range(10)]
-    for digit, language, place in np.ndindex(10, len(LANGUAGES), 4):
-        names, _, templates = (column.split("/") for column in LANGUAGES[language])
-        if held_out == (place == 3 or (digit + language + place) % 4 == 0):
-            found[digit].append((templates[place].format(names[digit]), language))
-    return found
+def write_captions(split, wordings, noise, ambiguous, seed):
+    """Writes a caption for each image of a split.
+
+    Args:
+      wordings: for each digit the Wordings to choose from.
+      noise: the share of captions that name a wrong digit.
+      ambiguous: the share of captions that fit several digits.
+      seed: of all that is drawn. The draws are the same for every `noise` and `ambiguous`.
+
+    Returns a list of texts, and their flaws [N]: "", "ambiguous" or "wrong".
+    """
+    count = len(split.label)
+    rng = np.random.default_rng(seed)
+    is_wrong = rng.random(count) < noise
+    is_ambiguous = rng.random(count) < ambiguous
+    other_digit = (split.label + rng.integers(1, 10, count)) % 10
+    named_digit = np.where(is_wrong, other_digit, split.label)
+    is_said = rng.random((count, 2)) < 0.5  # half of what an image looks like goes unsaid
+    looks = measure_looks(split.image) * is_said
+    lots = rng.random(count)  # which of the wordings it is
+
+    ambiguous_wordings = make_ambiguous_wordings()
+    texts = []
+    for i, digit in enumerate(named_digit):
+        choices = ambiguous_wordings[digit] if is_ambiguous[i] else wordings[digit]
+        wording = choices[int(lots[i] * len(choices))]
+        description = describe_looks(looks[i], wording.adjectives)
+        if description:
+            texts.append(f"{wording.text}, {description}")
+        else:
+            texts.append(wording.text)
+    flaws = np.select([is_wrong, is_ambiguous], ["wrong", "ambiguous"], "")
+    return texts, flaws
 
 
-def looks(image):
-    """[N, 2] of -1, 0 or 1, a third of the images each: thin or thick, slanted or upright."""
-    ink = image[..., 0] / np.float32(255) + 1e-6
-    upper, lower = (x.sum(1) @ np.arange(28.0) / x.sum((1, 2)) for x in (ink[:, :14], ink[:, 14:]))
-    measures = ink.sum((1, 2)), lower - upper
-    return np.stack([np.searchsorted(np.quantile(x, (1 / 3, 2 / 3)), x) - 1 for x in measures], 1)
+def split_into_words(text):
+    """The words of a text; a comma is one of them."""
+    return text.replace(",", " ,").split()
 
 
-def captions(split, wordings, noise, ambiguous, seed):
-    """A caption for each image, and its flaw: "", "ambiguous" (fits several digits) or "wrong"."""
-    rng, texts, count = np.random.default_rng(seed), [], len(split.label)
-    wrong, unclear = rng.random(count) < noise, rng.random(count) < ambiguous
-    named = np.where(wrong, (split.label + rng.integers(1, 10, count)) % 10, split.label)
-    seen = looks(split.image) * (rng.random((count, 2)) < 0.5)  # half of it goes unsaid
-    for digit, look, lot, vague in zip(named, seen, rng.random(count), unclear, strict=True):
-        fitting = [(x.lstrip("0123456789 "), 0) for x in AMBIGUOUS.split("/") if str(digit) in x]
-        choice = fitting if vague else wordings[digit]
-        text, language = choice[int(lot * len(choice))]
-        words = LANGUAGES[language][1].split()
-        said = f" {words[4]} ".join(words[2 * k + (x > 0)] for k, x in enumerate(look) if x)
-        texts.append(f"{text}, {said}" if said else text)
-    return texts, np.select([wrong, unclear], ["wrong", "ambiguous"], "")
+def build_vocabulary(texts):
+    """Numbers the words of some texts from 2 on: {word: id}."""
+    words = set()
+    for text in texts:
+        words.update(split_into_words(text))
+    return {word: number for number, word in enumerate(sorted(words), 2)}
 
 
 def encode(texts, vocabulary, length=16):
-    """Words as ids [N, length] int32, filled up with 0; 1 is a word not in the vocabulary."""
-    rows = ([vocabulary.get(x, 1) for x in text.replace(",", " ,").split()] for text in texts)
-    return np.array([(row + [0] * length)[:length] for row in rows], np.int32)
+    """The ids of the words of texts, [N, length] int32. Short texts are filled up with 0; a word
+    that is not in the vocabulary is 1."""
+    tokens = np.zeros((len(texts), length), np.int32)
+    for i, text in enumerate(texts):
+        ids = [vocabulary.get(word, 1) for word in split_into_words(text)]
+        ids = ids[:length]
+        tokens[i, : len(ids)] = ids
+    return tokens
+
+
+# %% The captions of one experiment
+# Every training image has a caption for each share of wrong ones. Every test image has one caption:
+# in a wording that is held out, right and not ambiguous.
+
+
+class Captions(NamedTuple):
+    """Captions as ids of words. Row i of [N, L] belongs to training image i."""
+
+    vocabulary_size: int  # with padding and unknown words
+    clean: np.ndarray  # [N, L]: none is wrong
+    noisy: dict[float, np.ndarray]  # [N, L] for each share of wrong captions
+    shuffled: np.ndarray  # [N, L]: the first of `noisy`, each at another image
+    test: np.ndarray  # [test images, L]
+    prompts: list[np.ndarray]  # of each digit all wordings of training, [P, L]
+
+
+def caption_training_images(data, noise, config, seed):
+    """The texts and flaws of the training images' captions, with this share of wrong ones."""
+    wordings = make_wordings(held_out=False)
+    return write_captions(data.train, wordings, noise, config.ambiguous, [seed, 10])
+
+
+def make_captions(data, config, seed):
+    """Makes all Captions of one seed."""
+    clean_texts, _ = caption_training_images(data, 0, config, seed)
+    vocabulary = build_vocabulary(clean_texts)
+    noisy = {}
+    for noise in config.noise:
+        texts, _ = caption_training_images(data, noise, config, seed)
+        noisy[noise] = encode(texts, vocabulary)
+
+    # Shuffled are the captions alone, so that an image no longer has its own.
+    shuffled = np.random.default_rng([seed, 12]).permutation(noisy[config.noise[0]])
+
+    test_wordings = make_wordings(held_out=True)
+    test_texts, _ = write_captions(data.test, test_wordings, 0, 0, [seed, 11])
+
+    prompts = []
+    for wordings_of_digit in make_wordings(held_out=False):
+        texts = [wording.text for wording in wordings_of_digit]
+        prompts.append(encode(texts, vocabulary))
+
+    return Captions(
+        vocabulary_size=len(vocabulary) + 2,
+        clean=encode(clean_texts, vocabulary),
+        noisy=noisy,
+        shuffled=shuffled,
+        test=encode(test_texts, vocabulary),
+        prompts=prompts,
+    )
 
 
 # %% Models
+# A network for images, 56,810 parameters, and one for captions, 13,770. As encoders they have 32
+# outputs instead of ten.
 
 
 class StudentCNN(nnx.Module):
@@ -146,155 +404,448 @@ class TextNet(nnx.Module):
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
-def answer(model, split, tokens=None, prompts=None):
-    """The logits [N, classes] of images or, from a text network, of captions [N, L]. Two encoders
-    compare images with the mean of the `prompts` [P, L] of each class, as CLIP does."""
-    if isinstance(model, tuple):
-        texts = np.stack([answer(model[1], split, captions).mean(0) for captions in prompts])
-        return np.asarray(optax.losses.cosine_similarity(answer(model[0], split)[:, None], texts))
-    if isinstance(model, TextNet):
-        return np.concatenate([model(x) for x in np.array_split(tokens, 1 + len(tokens) // 4000)])
-    return utils.predict(model, split)
+def make_networks(vocabulary_size, outputs, seed):
+    """An image network and a text network. Equal arguments give equal initial weights."""
+    rngs = nnx.Rngs(seed)
+    image_network = StudentCNN(outputs, rngs=rngs)
+    text_network = TextNet(vocabulary_size, outputs, rngs=rngs)
+    return image_network, text_network
 
 
-# %% Losses and training
+# %% Losses
+# Teachers and students have the same loss. A student's target is what the teacher answers to the
+# other half of the pair, as probabilities; a teacher's own target is the label, as 0 and 1.
 
 
-def pair_loss(model, batch):
-    """The loss of a network that sees one half of the pairs, "image" or "tokens", from "target"
-    [B, C]: what the teacher says of the other half. A teacher's own target is the one-hot label."""
-    logits = model(batch["image"] if "image" in batch else batch["tokens"], train=True)
-    # loss = KL(target ‖ p_model), mean over the batch
-    return optax.losses.kl_divergence(jax.nn.log_softmax(logits), batch["target"]).mean()
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def contrastive_loss(encoders, batch):
-    """CLIP's, of "image" and "tokens": which caption of the batch belongs to which image? Pairs of
-    the same digit count as wrong answers too, since no label says otherwise."""
-    image, text = encoders[0](batch["image"], train=True), encoders[1](batch["tokens"], train=True)
-    # loss = −½ (log softmax_j(cos(uᵢ, vⱼ) / τ)[i] + log softmax_j(cos(uⱼ, vᵢ) / τ)[i]), mean over i
-    logits = optax.losses.cosine_similarity(image[:, None], text) / 0.07
-    by_image, by_text = jax.nn.log_softmax(logits, 1), jax.nn.log_softmax(logits, 0)
-    return -(jnp.diag(by_image) + jnp.diag(by_text)).mean() / 2
+def soft_target_loss(logits, soft_targets):
+    """How far the logits [B, C] are from soft targets [B, C], which are probabilities.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    logits = at_least_float32(logits)
+    soft_targets = at_least_float32(soft_targets)
+    if logits.shape != soft_targets.shape:
+        shapes = f"logits {logits.shape}, soft_targets {soft_targets.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # loss = KL(soft targets ‖ p), mean over the batch
+    return optax.losses.kl_divergence(jax.nn.log_softmax(logits), soft_targets).mean()
+
+
+def contrastive_loss(image_embeddings, text_embeddings, temperature=0.07):
+    """The loss of CLIP, of embeddings [B, D] of images and of their captions: which caption of the
+    batch belongs to which image?
+
+    Pairs of the same digit count as wrong answers too, since no label says otherwise. Raises
+    ValueError where the shapes differ.
+    """
+    image_embeddings = at_least_float32(image_embeddings)
+    text_embeddings = at_least_float32(text_embeddings)
+    if image_embeddings.shape != text_embeddings.shape:
+        shapes = (
+            f"image_embeddings {image_embeddings.shape}, text_embeddings {text_embeddings.shape}"
+        )
+        raise ValueError(f"{shapes}: must be of the same shape [B, D]")
+    # logits[i, j] = cos(image i, text j) / τ
+    cosines = optax.losses.cosine_similarity(image_embeddings[:, None], text_embeddings)
+    logits = cosines / temperature
+    # loss = −½ (log p[text i | image i] + log p[image i | text i]), mean over the pairs i
+    log_probs_of_texts = jax.nn.log_softmax(logits, axis=1)
+    log_probs_of_images = jax.nn.log_softmax(logits, axis=0)
+    return -(jnp.diag(log_probs_of_texts) + jnp.diag(log_probs_of_images)).mean() / 2
+
+
+# %% Steps
+# `soft_target_step` is that of teachers and students. Its batch has two entries: "input" is the one
+# half of the pairs that the network reads. `contrastive_step` aligns two encoders.
 
 
 @nnx.jit
-def pair_step(model, optimizer, batch):
-    """One step of a network, or of two encoders, on what they see. Returns the scalar loss."""
-    loss = contrastive_loss if isinstance(model, tuple) else pair_loss
-    value, grads = nnx.value_and_grad(loss)(model, batch)
+def soft_target_step(model, optimizer, batch):
+    """One step on "input", images or captions, and "soft_targets" [B, C]. Returns the loss."""
+
+    def loss_fn(model):
+        logits = model(batch["input"], train=True)
+        return soft_target_loss(logits, batch["soft_targets"])
+
+    loss, grads = nnx.value_and_grad(loss_fn)(model)
     optimizer.update(model, grads)
-    return {"loss": value}
+    return {"loss": loss}
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@nnx.jit
+def contrastive_step(encoders, optimizer, batch):
+    """One step of an image and a text encoder on "image" and "tokens". Returns the loss."""
+
+    def loss_fn(encoders):
+        image_encoder, text_encoder = encoders
+        image_embeddings = image_encoder(batch["image"], train=True)
+        text_embeddings = text_encoder(batch["tokens"], train=True)
+        return contrastive_loss(image_embeddings, text_embeddings)
+
+    loss, grads = nnx.value_and_grad(loss_fn)(encoders)
+    optimizer.update(encoders, grads)
+    return {"loss": loss}
 
 
-@functools.cache  # so that equal recipes share a compiled step
-def onecycle_adam(learning_rate, steps):
-    return optax.adam(optax.cosine_onecycle_schedule(max(1, steps), learning_rate))
+# %% Answers
+# `predict` of utils.py is for images. These are its counterparts for captions, and for two encoders
+# that classify images without having been trained on any class.
 
 
-def train_on_pairs(name, model, tokens, target, teacher, split, data, test, recipe, output_dir):
-    """Trains a network on targets [N, C], or two encoders contrastively, on captions [N, L]. The
-    step is given what it may see of a batch, never a label. Returns also the `utils.Phase`."""
-    text, pair = isinstance(model, TextNet), isinstance(model, tuple)
-    sees = ("image", "tokens") if pair else ("tokens" if text else "image", "target")
-    steps = recipe.epochs * (len(split.label) // recipe.batch_size)
-    optimizer = nnx.Optimizer(model, onecycle_adam(recipe.learning_rate, steps), wrt=nnx.Param)
-    made_of = utils.digest(tokens[split.index], teacher, *(model if pair else [model]))
-    phase = utils.Phase(name, output_dir, recipe, data, made_of=made_of)
-    step, tables = utils.bind(pair_step, model, optimizer), {"tokens": tokens, "target": target}
-    for epoch in phase.epochs(
-        model, optimizer, lambda: (answer(model, *test).argmax(-1) == data.test.label).mean()
-    ):
-        for batch in utils.batches(split, recipe.batch_size, recipe.seed, epoch, **tables):
-            phase.log(step({key: batch[key] for key in sees}))
-    return model, phase
+def predict_captions(text_network, tokens):
+    """The logits [N, classes] of captions [N, L]."""
+    parts = np.array_split(tokens, 1 + len(tokens) // 4000)
+    return np.concatenate([text_network(part) for part in parts])
 
 
-# %% Main
+def evaluate_captions(text_network, tokens, labels):
+    """The accuracy on captions [N, L] whose digits are `labels` [N], from 0 to 1."""
+    return float((predict_captions(text_network, tokens).argmax(-1) == labels).mean())
 
 
-def plan(config, data):
-    """The labelled captions, and the recipes of image networks, text students and text teacher."""
-    epochs = utils.given(config.epochs, 40 if data.name == "digits" and not config.quick else 4)
-    batch_size = utils.given(config.batch_size, 32 if len(data.train.label) < 10_000 else 128)
-    labels = config.labels or min(1000, len(data.train.label))
-    labelled = utils.take_labels(data.train, labels, config.seed)
-    utils.check_batch("--batch-size", batch_size, len(data.train.label))
-    fewer = min(batch_size, len(labelled.label))
-    recipe = Recipe(config.seed, epochs, batch_size, config.learning_rate, "onecycle")
-    text = recipe._replace(learning_rate=10 * recipe.learning_rate)
-    return labelled, recipe, text, text._replace(epochs=10 * epochs, batch_size=fewer)
+def predict_zero_shot(encoders, split, prompts):
+    """The cosines [N, classes] of images with each class, which is the mean of its `prompts`, as in
+    CLIP. The largest is the answer."""
+    image_encoder, text_encoder = encoders
+    image_embeddings = predict(image_encoder, split)
+    class_embeddings = []
+    for prompts_of_class in prompts:
+        class_embeddings.append(predict_captions(text_encoder, prompts_of_class).mean(0))
+    class_embeddings = np.stack(class_embeddings)
+    cosines = optax.losses.cosine_similarity(image_embeddings[:, None], class_embeddings)
+    return np.asarray(cosines)
 
 
-def draw(data, texts, flaws, cosines, noise, rows):
-    """Captions of each kind, the aligned encoders' cosines by digit, accuracies by noise."""
+def evaluate_zero_shot(encoders, split, prompts):
+    """The accuracy of two encoders on the images of a split, from 0 to 1."""
+    return float((predict_zero_shot(encoders, split, prompts).argmax(-1) == split.label).mean())
+
+
+def to_soft_targets(logits):
+    """The probabilities [N, C] that logits [N, C] stand for, at temperature 1."""
+    return np.asarray(jax.nn.softmax(logits))
+
+
+# %% Training the teachers
+# `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
+# `nnx.cached_partial` on all cores: it fills in what does not change from step to step.
+
+
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
+
+
+def make_optimizer(model, recipe, images):
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
+
+
+def train_image_teacher(teacher, data, recipe, run):
+    """Trains an image network on the labels of all training images."""
+    optimizer = make_optimizer(teacher, recipe, len(data.train.label))
+    step = compile_step(soft_target_step, teacher, optimizer)
+    one_hot = np.eye(data.classes, dtype=np.float32)
+
+    training = Training(run, "image teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            seen = {"input": batch["image"], "soft_targets": one_hot[batch["label"]]}
+            training.log(step(seen))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
+
+
+def train_text_teacher(teacher, tokens, labelled, test_tokens, data, recipe, run):
+    """Trains a text network on the captions, from `tokens` [N, L], and labels of the `labelled`
+    pairs alone."""
+    optimizer = make_optimizer(teacher, recipe, len(labelled.label))
+    step = compile_step(soft_target_step, teacher, optimizer)
+    one_hot = np.eye(data.classes, dtype=np.float32)
+
+    training = Training(run, "text teacher", teacher, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch, tokens=tokens):
+            seen = {"input": batch["tokens"], "soft_targets": one_hot[batch["label"]]}
+            training.log(step(seen))
+        training.score(data.scored_on, evaluate_captions, teacher, test_tokens, data.test.label)
+    return teacher
+
+
+# %% Training the students
+# A step is given the student's half of the pairs and the teacher's answers, never a label. The
+# teacher does not change, so its answers are computed once and looked up by the pairs' index.
+
+
+def train_text_student(name, student, tokens, image_answers, test_tokens, data, recipe, run):
+    """Trains a text network on captions, from `tokens` [N, L]. Its targets are what the image
+    teacher answers to their images, the probabilities `image_answers` [N, C]."""
+    optimizer = make_optimizer(student, recipe, len(data.train.label))
+    step = compile_step(soft_target_step, student, optimizer)
+    tables = {"tokens": tokens, "soft_targets": image_answers}
+
+    training = Training(run, name, student, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
+            seen = {"input": batch["tokens"], "soft_targets": batch["soft_targets"]}
+            training.log(step(seen))
+        training.score(data.scored_on, evaluate_captions, student, test_tokens, data.test.label)
+    return student
+
+
+def train_image_student(name, student, text_answers, data, recipe, run):
+    """Trains an image network. Its targets are what the text teacher answers to the images'
+    captions, the probabilities `text_answers` [N, C]."""
+    optimizer = make_optimizer(student, recipe, len(data.train.label))
+    step = compile_step(soft_target_step, student, optimizer)
+    tables = {"soft_targets": text_answers}
+
+    training = Training(run, name, student, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
+            seen = {"input": batch["image"], "soft_targets": batch["soft_targets"]}
+            training.log(step(seen))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return student
+
+
+# %% Aligning two encoders
+# There is no teacher and no label: images and captions alone say what belongs together.
+
+
+def align_encoders(encoders, tokens, prompts, data, recipe, run):
+    """Trains an image and a text encoder on the pairs of images and captions, `tokens` [N, L]."""
+    optimizer = make_optimizer(encoders, recipe, len(data.train.label))
+    step = compile_step(contrastive_step, encoders, optimizer)
+
+    training = Training(run, "zero-shot", encoders, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch, tokens=tokens):
+            seen = {"image": batch["image"], "tokens": batch["tokens"]}
+            training.log(step(seen))
+        training.score(data.scored_on, evaluate_zero_shot, encoders, data.test, prompts)
+    return encoders
+
+
+# %% Settings
+# What a flag leaves open is chosen here. Rates were chosen on validation images; test images chose
+# nothing.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open."""
+    pairs = len(data.train.label)
+    config = experiment.with_defaults(config, labels=min(1000, pairs))
+    if config.quick:
+        config = experiment.with_defaults(config, noise=(0, 0.8), epochs=4)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, epochs=40)
+    if pairs < 10_000:
+        config = experiment.with_defaults(config, batch_size=32)
+    config = experiment.with_defaults(
+        config, noise=(0, 0.2, 0.4, 0.6, 0.8), epochs=4, batch_size=128
+    )
+    require(config.noise, "--noise: must name one share of wrong captions at least")
+    check_batch_size("--batch-size", config.batch_size, pairs)
+    return config
+
+
+def image_recipe(config, seed):
+    """How the image teacher, the image students and the two encoders are trained."""
+    return Recipe(seed, config.epochs, config.batch_size, config.learning_rate, "onecycle")
+
+
+def text_student_recipe(config, seed):
+    """How the text students are trained."""
+    return Recipe(seed, config.epochs, config.batch_size, 10 * config.learning_rate, "onecycle")
+
+
+def text_teacher_recipe(config, seed, labels):
+    """How the text teacher is trained, on so many labelled captions."""
+    epochs = 10 * config.epochs
+    batch_size = min(config.batch_size, labels)
+    return Recipe(seed, epochs, batch_size, 10 * config.learning_rate, "onecycle")
+
+
+# %% Figure
+# Captions of the first seed with their images, what the aligned encoders find alike, and how much
+# wrong captions cost.
+
+
+def draw(run, config, cosines_of_seeds):
+    """The figure of a run, from the zero-shot cosines [N, C] of each seed."""
     figure = Figure(figsize=(15, 12), layout="constrained")
     upper, lower = figure.subfigures(2)
-    for flaw, axes in zip(("", "ambiguous", "wrong"), upper.subplots(3, 4), strict=True):
-        for i, ax in zip(np.flatnonzero(flaws == flaw), axes, strict=False):
-            ax.imshow(data.train.image[i, :, :, 0], cmap="gray_r")
-            ax.set(title=f"{texts[i]}\n{flaw}", xticks=[], yticks=[])
-    heat, curve = lower.subplots(1, 2)
-    cosines = [cosines[data.test.label == digit].mean(0) for digit in range(10)]
-    lower.colorbar(heat.imshow(cosines), ax=heat, label="mean cosine of the aligned encoders")
-    heat.set(xlabel="captions of a", ylabel="images of a", xticks=range(10), yticks=range(10))
-    for name in ("image student", "text student"):
-        found = [row for row in rows if row["name"].split(", noise")[0] == name]
-        curve.plot(noise, [row[f"{data.scored_on}_accuracy"] for row in found], "o-", label=name)
-    curve.set(xlabel="share of wrong captions", ylabel=f"{data.scored_on} accuracy", ylim=(0, 1))
-    curve.legend()
+    draw_example_captions(upper, run.data, config)
+    left, right = lower.subplots(1, 2)
+    heat_map = draw_cosines(left, run.data.test.label, np.mean(cosines_of_seeds, axis=0))
+    lower.colorbar(heat_map, ax=left, label="mean cosine of the aligned encoders")
+    draw_noise_curves(right, run, config)
     return figure
 
 
+def draw_example_captions(figure, data, config):
+    """Four training images with captions of each kind, right, ambiguous and wrong."""
+    noise = config.noise[min(1, len(config.noise) - 1)]
+    texts, flaws = caption_training_images(data, noise, config, config.seed)
+    for flaw, row in zip(("", "ambiguous", "wrong"), figure.subplots(3, 4), strict=True):
+        places = np.flatnonzero(flaws == flaw)
+        for i, axes in zip(places, row, strict=False):
+            axes.imshow(data.train.image[i, :, :, 0], cmap="gray_r")
+            axes.set(title=f"{texts[i]}\n{flaw}", xticks=[], yticks=[])
+
+
+def draw_cosines(axes, label, cosines):
+    """The mean cosines of the images of each digit with the captions of each digit."""
+    means = [cosines[label == digit].mean(0) for digit in range(10)]
+    axes.set(xlabel="captions of a", ylabel="images of a", xticks=range(10), yticks=range(10))
+    return axes.imshow(means)
+
+
+def draw_noise_curves(axes, run, config):
+    """The students' accuracies over the share of wrong captions: means, and seeds as points."""
+    colours = {"image student": plots.COLOURS["distilled"], "text student": "tab:green"}
+    key = f"{run.data.scored_on}_accuracy"
+    for student, colour in colours.items():
+        means = []
+        for noise in config.noise:
+            accuracies = run.values(student + name_ending(noise, config), key)
+            axes.plot([noise] * len(accuracies), accuracies, ".", color=colour)
+            means.append(np.mean(accuracies))
+        axes.plot(config.noise, means, "-", color=colour, label=student)
+    axes.set(xlabel="share of wrong captions", ylabel=key.replace("_", " "), ylim=(0, 1))
+    axes.legend()
+
+
+# %% Main
+# For each seed: two teachers, two encoders, then students in pairs, an image and a text student.
+# Image teacher and image students have the same initial weights and the same batches: their targets
+# alone differ. Only the aligned students start from other weights.
+
+
+class StudentPair(NamedTuple):
+    """Two students before their training, and the captions that go with the training images."""
+
+    ending: str  # of their names
+    image_student: StudentCNN
+    text_student: TextNet
+    tokens: np.ndarray  # [N, L]
+
+
+def name_ending(noise, config):
+    """What the names of students end with. Those of the first share of wrong captions have none."""
+    return "" if noise == config.noise[0] else f", noise {noise}"
+
+
+def prepare_students(captions, encoders, classes, config, seed):
+    """The pairs of students to be trained: what they start from, and what captions they get."""
+    size = captions.vocabulary_size
+    pairs = []
+    for noise in config.noise:
+        image_student, text_student = make_networks(size, classes, seed)
+        ending = name_ending(noise, config)
+        pairs.append(StudentPair(ending, image_student, text_student, captions.noisy[noise]))
+
+    # Aligned: each starts from its encoder, with the last layer of the other students.
+    image_student, text_student = nnx.clone(encoders)
+    fresh_image_network, fresh_text_network = make_networks(size, classes, seed)
+    image_student.dense2 = fresh_image_network.dense2
+    text_student.dense2 = fresh_text_network.dense2
+    first = captions.noisy[config.noise[0]]
+    pairs.append(StudentPair(", aligned", image_student, text_student, first))
+
+    # Shuffled, the control: only the pairing of images and captions is gone.
+    image_student, text_student = make_networks(size, classes, seed)
+    pairs.append(StudentPair(", shuffled", image_student, text_student, captions.shuffled))
+    return pairs
+
+
+def run_both_directions(run, config, seed, labelled):
+    """Trains and scores all networks of one seed. Returns the zero-shot cosines [N, C]."""
+    data = run.data
+    captions = make_captions(data, config, seed)
+    size = captions.vocabulary_size
+    for_images = image_recipe(config, seed)
+    for_text_students = text_student_recipe(config, seed)
+    for_text_teacher = text_teacher_recipe(config, seed, len(labelled.label))
+
+    experiment.print_heading(f"seed {seed}: IMAGE TEACHER, {len(data.train.label):,} labels")
+    image_network, text_network = make_networks(size, data.classes, seed)
+    image_teacher = train_image_teacher(image_network, data, for_images, run)
+    run.add_row("image teacher", image_teacher, predict(image_teacher, data.test))
+
+    experiment.print_heading(f"seed {seed}: TEXT TEACHER, {len(labelled.label):,} labels")
+    text_teacher = train_text_teacher(
+        text_network, captions.clean, labelled, captions.test, data, for_text_teacher, run
+    )
+    run.add_row("text teacher", text_teacher, predict_captions(text_teacher, captions.test))
+
+    experiment.print_heading(f"seed {seed}: ENCODERS, aligned on the pairs, no label")
+    encoders = make_networks(size, 32, seed)
+    first = captions.noisy[config.noise[0]]
+    align_encoders(encoders, first, captions.prompts, data, for_images, run)
+    cosines = predict_zero_shot(encoders, data.test, captions.prompts)
+    run.add_row("zero-shot", encoders, cosines)
+
+    image_answers = to_soft_targets(predict_by_index(image_teacher, data.train))
+    for pair in prepare_students(captions, encoders, data.classes, config, seed):
+        name = f"text student{pair.ending}"
+        experiment.print_heading(f"seed {seed}: {name}, taught by the image teacher")
+        text_student = train_text_student(
+            name, pair.text_student, pair.tokens, image_answers,
+            captions.test, data, for_text_students, run,
+        )  # fmt: skip
+        run.add_row(name, text_student, predict_captions(text_student, captions.test))
+
+        name = f"image student{pair.ending}"
+        experiment.print_heading(f"seed {seed}: {name}, taught by the text teacher")
+        text_answers = to_soft_targets(predict_captions(text_teacher, pair.tokens))
+        image_student = train_image_student(
+            name, pair.image_student, text_answers, data, for_images, run
+        )
+        run.add_row(name, image_student, predict(image_student, data.test))
+    return cosines
+
+
 def main(config):
-    data, seed, known, runs = utils.start(config), config.seed, wordings(False), {}
-    labelled, recipe, for_text, longer = plan(config, data)
-    noise = utils.given(config.noise, (0, 0.8) if config.quick else (0, 0.2, 0.4, 0.6, 0.8))
-    made = [captions(data.train, known, x, config.ambiguous, [seed, 10]) for x in (0, *noise)]
-    words = {word for text in made[0][0] for word in text.replace(",", " ,").split()}
-    vocabulary = {word: i for i, word in enumerate(sorted(words), 2)}
-    clean, *noisy = (encode(texts, vocabulary) for texts, _ in made)
-    tested = encode(captions(data.test, wordings(True), 0, 0, [seed, 11])[0], vocabulary)
-    test = data.test, tested, [encode([text for text, _ in x], vocabulary) for x in known]
+    run = experiment.start(config)
+    data = run.data
+    found = f"--dataset {data.name} ({data.source}): has {data.classes} classes"
+    require(data.classes == 10, f"{found}; the captions know ten, the digits 0 to 9")
+    config = fill_in_defaults(config, data)
+    seeds = run.seeds(config.seeds)
+    labelled_of_seeds = [take_labels(data.train, config.labels, seed) for seed in seeds]
 
-    def new(classes=10):
-        rngs = nnx.Rngs(seed)
-        return StudentCNN(classes, rngs=rngs), TextNet(len(words) + 2, classes, rngs=rngs)
+    cosines_of_seeds = []
+    for seed, labelled in zip(seeds, labelled_of_seeds, strict=True):
+        cosines_of_seeds.append(run_both_directions(run, config, seed, labelled))
 
-    def run(name, model, *how, split=data.train, recipe=recipe):
-        utils.banner(name)
-        runs[name] = train_on_pairs(name, model, *how, split, data, test, recipe, config.output_dir)
-        return model
-
-    label = np.eye(10, dtype=np.float32)[data.train.label]
-    image_teacher = run("image teacher", new()[0], clean, label, None)
-    text_teacher = run("text teacher", new()[1], clean, label, None, split=labelled, recipe=longer)
-    encoders = run("zero-shot", new(32), noisy[0], label, None)
-    from_image = np.asarray(jax.nn.softmax(answer(image_teacher, data.train)))
-    shuffled = np.random.default_rng([seed, 12]).permutation(noisy[0])  # of the captions alone
-    seen = dict(zip(["", *(f", noise {x}" for x in noise[1:])], noisy, strict=True))
-    seen |= {", aligned": noisy[0], ", shuffled": shuffled}
-    for end, tokens in seen.items():
-        image, text = map(nnx.clone, encoders) if end == ", aligned" else new()
-        image.dense2, text.dense2 = (fresh.dense2 for fresh in new())  # aligned: a new last layer
-        run(f"text student{end}", text, tokens, from_image, image_teacher, recipe=for_text)
-        from_text = np.asarray(jax.nn.softmax(answer(text_teacher, None, tokens)))
-        run(f"image student{end}", image, tokens, from_text, text_teacher)
-    logits = {name: answer(model, *test) for name, (model, _) in runs.items()}
-    rows = utils.rows(runs, logits, data)
-    figure = draw(data, *made[min(2, len(noisy))], logits["zero-shot"], noise, rows)
-    report = utils.write_results(config, data, rows, figure)
-    utils.summary(report, data, {"Ambiguous captions": f"{config.ambiguous:.0%}"})
-    return report
+    figure = draw(run, config, cosines_of_seeds)
+    image_labels = f"{len(data.train.label):,} for the image teacher"
+    text_labels = f"{len(labelled_of_seeds[0].label):,} for the text teacher"
+    image_gain = run.compare("image student, aligned", "image student")
+    text_gain = run.compare("text student, aligned", "text student")
+    summary = {
+        "Labels": f"{image_labels}, {text_labels}, none for all others",
+        "Ambiguous captions": f"{config.ambiguous:.0%}",
+        "Image student against image teacher": run.compare("image student", "image teacher"),
+        "Zero-shot against image student": run.compare("zero-shot", "image student"),
+        "Gain from alignment, image student": image_gain,
+        "Gain from alignment, text student": text_gain,
+    }
+    return run.finish(figure, summary)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

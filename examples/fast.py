@@ -1,13 +1,24 @@
-"""What is faster to train on the CPU: the convolution of `nnx.Conv` where images have one channel,
-and the pooling of `nnx.max_pool`. Of finite numbers, values and gradients are the same, to float32
-rounding."""
+"""All that exists for speed: a first convolution and a pooling that train faster on the CPU, steps
+shared out over the cores, the memory allocator, a flag of the compiler.
+
+Of finite numbers, values and gradients are those of the plain code, to float32 rounding.
+"""
 
 import functools
+import importlib.metadata
+import importlib.util
 import itertools
+import os
+import platform
+import sys
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+# %% Layers
 
 
 def conv(images, kernel, strides, padding, *, dimension_numbers, **options):
@@ -70,3 +81,112 @@ def larger(x, y):
     """The larger of each two, x if they are equal. The gradient of `max` goes to what equals it,
     and under `jit` XLA may compute x anew with other rounding: then it is lost. Not so here."""
     return lax.select(x < y, y, x)
+
+
+# %% Steps and devices
+
+# With fewer parameters, sharing out a batch of 128 over 2 cores costs a step more than it gains.
+SMALL_NETWORK = 300_000
+
+
+def compile_step(step, *modules, axis=None):
+    """The step with its modules filled in: called with the rest, the batch first.
+
+    It is `nnx.cached_partial`, which walks through the modules once instead of at every call; their
+    structure must not change from then on. If the first module, which learns, has many parameters,
+    all modules are copied to every device, and each device gets its part of every batch; otherwise
+    all are put on the first device. With an `axis`, as for a stack of networks, the batch is shared
+    out along that axis in any case.
+    """
+    params = sum(x.size for x in jax.tree.leaves(nnx.state(modules[0], nnx.Param)))
+    if jax.device_count() == 1 or (axis is None and params < SMALL_NETWORK):
+        return nnx.cached_partial(step, *place(modules, jax.devices()[0]))
+    bound_step = nnx.cached_partial(step, *place(modules, on_all_devices()))
+
+    def step_on_all_devices(batch, *more, **options):
+        result = bound_step(share_out(batch, axis or 0), *more, **options)
+        # With several such steps under way XLA's thread pool on the CPU can deadlock (seen in
+        # jaxlib 0.10.2), and gains nothing.
+        return jax.block_until_ready(result) if jax.default_backend() == "cpu" else result
+
+    return step_on_all_devices
+
+
+def place(modules, where):
+    """Puts the state of a module, or of a tuple of modules, on a device or, by a sharding, on
+    several. Returns the modules."""
+    nnx.update(modules, jax.device_put(nnx.state(modules), where))
+    return modules
+
+
+@functools.cache
+def on_all_devices(*axes):
+    """The sharding that copies an array to every device, or splits it along the axis "batch"."""
+    mesh = jax.make_mesh((jax.device_count(),), ("batch",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def share_out(batch, axis=0):
+    """Splits arrays over the devices along an axis; copies them if it does not divide."""
+    sizes = [x.shape[axis] for x in jax.tree.leaves(batch)]
+    if any(size % jax.device_count() for size in sizes):
+        return jax.device_put(batch, on_all_devices())
+    return jax.device_put(batch, on_all_devices(*[None] * axis, "batch"))
+
+
+def use_all_cores():
+    """Makes each CPU core a JAX device (a power of two, at most 8), to share a batch out over them:
+    XLA runs most CPU work but convolutions and matrix products on one thread a device. GPUs are
+    used as they are. Does nothing if JAX has started already."""
+    tune_xla()
+    if jax.config.jax_disable_jit or jax.config.jax_debug_nans or jax.config.jax_debug_infs:
+        return  # operations one by one, shared out over several devices, deadlock XLA's thread pool
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    devices = 2 ** min(3, cores.bit_length() - 1)
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # JAX has started, with the devices that it has.
+        return
+
+
+# %% Settings of the process
+
+
+def owns_process():
+    """Whether this process is a script's own, `python script.py --flags`: no notebook, debugger,
+    profiler or interactive session, in which the script is a guest."""
+    watched = sys.gettrace() or sys.getprofile() or sys.flags.interactive
+    return sys.orig_argv[1:] == sys.argv and not watched and "IPython" not in sys.modules
+
+
+# glibc takes memory in huge pages, and keeps up to 4 GiB of what a step frees for the next one.
+MALLOC = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=0x100000000"
+MALLOC += ":glibc.malloc.trim_threshold=0x100000000"
+
+
+def tune_malloc():
+    """Starts Python once more with these settings: the large arrays of a step then cost hardly any
+    page faults, otherwise a good part of a teacher's step. Other systems ignore the variable.
+
+    Only a process that is the script's own is replaced: a notebook would be lost.
+    """
+    if sys.platform == "linux" and owns_process() and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = MALLOC
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+# YNNPACK, a library in XLA, keeps products of matrices and sums. Convolutions and the rest, which
+# jaxlib 0.10.2 hands to it as well, are faster without. Other versions may not know the name.
+XLA = {
+    "0.10.2": "--xla_cpu_experimental_ynn_fusion_type="
+    "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
+}
+
+
+def tune_xla():
+    """Sets XLA_FLAGS, unless it is set, before JAX starts: where measured, Linux on x86-64, and
+    where no plugin for an accelerator reads it too, which may not know the flag."""
+    flags = XLA.get(importlib.metadata.version("jaxlib"))
+    plugins = any(map(importlib.util.find_spec, ("jax_plugins", "libtpu")))
+    if flags and not plugins and (sys.platform, platform.machine()) == ("linux", "x86_64"):
+        os.environ.setdefault("XLA_FLAGS", flags)

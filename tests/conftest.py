@@ -1,6 +1,9 @@
 """Fixtures. With MNIST_DATA_DIR set the tests run on MNIST, else on the embedded digits."""
 
+import dataclasses
+import functools
 import importlib.util
+import inspect
 import os
 import shutil
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# `utils.run` would start Python anew for this; in a test it must not.
+# `fast.tune_malloc` would start Python anew for this; in a test it must not.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 # What is tested is the same everywhere, also beside a GPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -19,16 +22,18 @@ COMPILED = tempfile.TemporaryDirectory()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import experiment  # noqa: E402
+import fast  # noqa: E402
 import jax  # noqa: E402
 import utils  # noqa: E402
 
-utils.use_all_cores()
+fast.use_all_cores()
 # On one core, too, there is something to share a batch out over.
 jax.config.update("jax_num_cpu_devices", max(2, jax.config.jax_num_cpu_devices))
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-MODULES = ("utils.py", "fast.py")  # of all scripts, beside which they lie
+MODULES = ("utils.py", "experiment.py", "fast.py", "plots.py")  # which all scripts share
 SCRIPTS = sorted(
     p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.py") if p.name not in MODULES
 )
@@ -45,49 +50,109 @@ def load(path, source=None, name=None):
 
 
 def refuse(module, arguments, monkeypatch, capsys):
-    """Runs a script as from the command line, in this process: it ends with status 2 and one line
-    on stderr. Returns what it printed."""
+    """Runs a script as from the command line, in this process: it ends with status 2 and says why,
+    in one line or in the command-line library's box. Returns what it printed."""
     monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
     with pytest.raises(SystemExit) as stopped:
-        utils.run(module.main, module.Config)
+        experiment.run_script(module.main, module.Config)
     assert stopped.value.code == 2
     output = capsys.readouterr()
-    assert output.err.count("\n") == 1, output.err
+    boxed = output.err.startswith("╭")
+    assert output.err.count("\n") == 1 or boxed, output.err
     return output
 
 
-def eager(folder, script, pause=0):
-    """A copy of a script beside a utils.py that waits so many seconds from one checkpoint to the
-    next; with 0 there is one after every epoch, however short."""
+def copy_script(folder, script, pause=None):
+    """Copies a script and the modules that it needs into a folder. With a `pause` the copy waits
+    so many seconds from one checkpoint to the next; with 0 there is one after every epoch."""
     for name in (script, *MODULES):
         shutil.copy(EXAMPLES / name, folder)
-    text = (EXAMPLES / "utils.py").read_text()
-    assert text.count(" PAUSE = 5 ") == 1
-    (folder / "utils.py").write_text(text.replace(" PAUSE = 5 ", f" PAUSE = {pause} "))
+    if pause is not None:
+        text = (EXAMPLES / "experiment.py").read_text()
+        assert text.count("CHECKPOINT_PAUSE = 5 ") == 1
+        text = text.replace("CHECKPOINT_PAUSE = 5 ", f"CHECKPOINT_PAUSE = {pause} ")
+        (folder / "experiment.py").write_text(text)
     return folder / Path(script).name
 
 
-def exhibit(check, script, file, right, wrong, tmp_path=None):
-    """For the bug museum: `check(script, utils)` passes, and fails when in `file`, which is one of
-    the two or fast.py, the bug `wrong` stands in the place of `right`. A script gets its own
-    `tmp_path`."""
+def exhibit(check, script, file, right, wrong):
+    """For the bug museum: `check(script)` passes, and fails when in `file`, the script itself or a
+    module that it imports, the bug `wrong` stands in the place of `right`."""
     source = (EXAMPLES / file).read_text()
     assert source.count(right) == 1, "the line that the bug replaces is gone"
     for kind, text in (("right", source), ("wrong", source.replace(right, wrong))):
-        # For bugs that need it.
-        text = text.replace("import jax\n", "import jax\nimport jax.numpy as jnp\n", 1)
-        pair = [
-            load(EXAMPLES / name, text if name == file else None, f"museum_{kind}_{name[:5]}")
-            for name in (script, "utils.py")
-        ]
-        if file == "fast.py":
-            pair[0].max_pool = load(EXAMPLES / file, text, f"museum_{kind}_fast").max_pool
-        pair[0].tmp_path = tmp_path and tmp_path / kind
+        own = text if file == script else None
+        module = load(EXAMPLES / script, own, f"museum_{kind}_{Path(script).stem}")
+        if file != script:  # what the script imports by name comes from the changed module
+            changed = load(EXAMPLES / file, text, f"museum_{kind}_{Path(file).stem}")
+            for name, value in vars(changed).items():
+                if getattr(value, "__module__", None) == changed.__name__:
+                    setattr(module, name, value)
         if kind == "right":
-            check(*pair)
+            check(module)
         else:
             with pytest.raises(AssertionError):
-                check(*pair)
+                check(module)
+
+
+@dataclasses.dataclass
+class Watched:
+    """What one training of a script was given and shown."""
+
+    name: str
+    recipe: experiment.Recipe
+    split: utils.Split  # the images that it was to be trained on
+    given: dict  # the arguments of the training function
+    start: str  # fingerprint of the weights at its start
+    model: object
+    batches: list  # of what `batches` made: dicts of arrays
+    scored: list  # the arguments of each scoring
+
+    def shown(self, key):
+        """A column of all its batches in one array."""
+        return np.concatenate([batch[key] for batch in self.batches])
+
+
+def watch(module, data, config):
+    """Runs a script's `main(config)` on `data`, and returns its report and a list of Watched, one a
+    training, in order. For tests of what an experiment shows to whom."""
+    watched = []
+    real_batches = module.batches
+
+    class WatchedTraining(experiment.Training):
+        __module__ = experiment.__name__  # so that the plumbing's code does not count
+
+        def __init__(self, run, name, model, optimizer, recipe, split):
+            caller = sys._getframe(1)
+            super().__init__(run, name, model, optimizer, recipe, split, caller)
+            start, values = experiment.fingerprint(model), inspect.getargvalues(caller)
+            given = {argument: values.locals[argument] for argument in values.args}
+            self.watched = Watched(name, recipe, split, given, start, model, [], [])
+            watched.append(self.watched)
+
+        def score(self, scored_on, function, *arguments):
+            self.watched.scored.append((scored_on, *arguments))
+            super().score(scored_on, function, *arguments)
+
+    @functools.wraps(real_batches)  # so that its code counts, not this function's
+    def watched_batches(split, *arguments, **tables):
+        for batch in real_batches(split, *arguments, **tables):
+            watched[-1].batches.append({key: np.array(x) for key, x in batch.items()})
+            yield batch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "Training", WatchedTraining)
+        patch.setattr(module, "batches", watched_batches)
+        patch.setattr(utils, "load_data", lambda *_: data)
+        report = module.main(config)
+    return report, watched
+
+
+def make_run(folder, data, config=None):
+    """A Run in a folder, for functions that take one."""
+    for name in ("checkpoints", "weights"):
+        (Path(folder) / name).mkdir(parents=True, exist_ok=True)
+    return experiment.Run(config, data, Path(folder), started=0.0)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""Every script as a reader runs it: copied out beside utils.py, with --quick, as a process."""
+"""Every script as a reader runs it: copied out beside its modules, with --quick, as a process."""
 
 import ast
+import dataclasses
 import json
 import os
 import re
@@ -9,15 +10,16 @@ import signal
 import subprocess
 import sys
 import tomllib
+import typing
 from pathlib import Path
 
+import experiment
 import pytest
-import utils
-from conftest import DATASET, EXAMPLES, MODULES, ROOT, SCRIPTS, eager, load
+from conftest import DATASET, EXAMPLES, MODULES, ROOT, SCRIPTS, copy_script, load
 from test_resume import check_same_end
 
 # What may differ between scripts of the same name; all else is identical to the letter.
-OWN = {"Config", "main", "plan", "draw"}
+OWN = {"Config", "main", "fill_in_defaults", "draw"}
 # Script 15 is killed in test_resume.py; 13, 14 and temperature train as it does.
 KILLED = [x for x in SCRIPTS if x >= "16" and not x.endswith("temperature.py")]
 FEWER = {  # less than what is quick, where that takes long
@@ -104,8 +106,7 @@ def own_folder(script, tmp_path):
 
 @pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in KILLED])
 def test_quick_run_copied_out(script, tmp_path):
-    for name in (script, *MODULES):
-        shutil.copy(EXAMPLES / name, tmp_path)
+    copy_script(tmp_path, script)
     done = run(tmp_path, Path(script).name, "--quick", "--dataset", DATASET)
     check_quick_run(script, own_folder(script, tmp_path), done)
 
@@ -113,7 +114,7 @@ def test_quick_run_copied_out(script, tmp_path):
 @pytest.mark.parametrize("script", KILLED)
 def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
     """What a kill in the middle leaves, run again, ends with the same bits."""
-    command = [eager(tmp_path, script, pause=0.5), "--quick", "--dataset", DATASET]
+    command = [copy_script(tmp_path, script, pause=0.5), "--quick", "--dataset", DATASET]
     command += FEWER.get(script, "").split()
     whole = own_folder(script, tmp_path)
     done = run_with_copies(tmp_path, whole, *command)
@@ -132,47 +133,32 @@ def test_15_takes_the_teacher_that_13_left(tmp_path):
     small = ["--dataset", "digits", "--quick", "--epochs", "1"]
     done = run(tmp_path, EXAMPLES / "13_teacher_training.py", *small)
     assert done.returncode == 0, done.stderr
-    script = EXAMPLES / "15_knowledge_distillation.py"
-    same = [script, *small, "--teacher-epochs", "1"]
-    done = run(tmp_path, *same)
-    assert "Taken from runs/13_teacher_training/checkpoints/teacher-" in done.stdout
-    other = run(tmp_path, *same, "--teacher-seed", "5", "--output-dir", "runs/other")
-    assert "Taken from" not in other.stdout, "another seed is another teacher"
-    named = run(tmp_path, *same, "--output-dir", "a/b", "--teacher", "runs/other")
-    assert "Taken from runs/other/checkpoints/teacher-" in named.stdout
-    # Nothing of the right shape, nothing damaged, nothing of other data is taken.
-    [teacher] = (tmp_path / "runs/other/checkpoints").glob("teacher-*")
-    for path in teacher.rglob("d/*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:40])
-    damaged = run(tmp_path, *same, "--output-dir", "c", "--teacher", "runs/other")
-    assert damaged.returncode == 2
-    assert damaged.stderr.count("\n") == 1, damaged.stderr
-    assert "damaged" in damaged.stderr
-    [student] = (tmp_path / "a/b/checkpoints").glob("baseline-*")
-    shutil.rmtree(teacher)
-    shutil.copytree(student, teacher)
-    shape = run(tmp_path, *same, "--output-dir", "c", "--teacher", "runs/other")
-    assert shape.returncode == 2
-    assert shape.stderr.count("\n") == 1, shape.stderr
-    assert "of another shape" in shape.stderr
+    command = [EXAMPLES / "15_knowledge_distillation.py", *small, "--teacher-epochs", "1"]
+    taken = run(tmp_path, *command, "--teacher", "runs/13_teacher_training")
+    assert "Teacher: runs/13_teacher_training/weights/teacher-0.npz" in taken.stdout
+    assert "TEACHER" in taken.stdout
+    one, other = (
+        json.loads((tmp_path / "runs" / name / "results.json").read_text())["results"][0]
+        for name in ("13_teacher_training", "15_knowledge_distillation")
+    )
+    for key in ("name", "seed", "test_errors", "history", "settings"):
+        assert one[key] == other[key]
 
 
-def test_a_named_teacher_is_the_newest_that_was_trained_to_its_end(tmp_path):
+def test_a_named_teacher_is_one_that_was_trained_to_its_end(tmp_path):
     """Of two recipes in one folder, the newer one was stopped before its end."""
-    script = EXAMPLES / "13_teacher_training.py"
+    script = copy_script(tmp_path, "13_teacher_training.py", pause=0)
     flags = ["--dataset", "digits", "--quick", "--output-dir", "teachers"]
     assert run(tmp_path, script, *flags, "--epochs", "1").returncode == 0
-    [finished] = (tmp_path / "teachers" / "checkpoints").glob("teacher-*")
     command = [sys.executable, script, *flags, "--epochs", "2", "--seed", "1"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         next(line for line in process.stdout if line.startswith("Epoch"))
         process.kill()
-    assert len(list(finished.parent.glob("teacher-*"))) == 2
+    assert len(list((tmp_path / "teachers/checkpoints").glob("teacher-*"))) == 2
     small = ["--dataset", "digits", "--quick", "--epochs", "1", "--teacher", "teachers"]
     done = run(tmp_path, EXAMPLES / "15_knowledge_distillation.py", *small)
     assert done.returncode == 0, done.stderr
-    assert f"Taken from {finished.relative_to(tmp_path)}" in done.stdout
+    assert "Teacher: teachers/weights/teacher-0.npz" in done.stdout
 
 
 def test_held_out_images_are_not_called_test_images(tmp_path):
@@ -216,7 +202,7 @@ def test_the_names_that_people_copy_are_there():
         "train_student_step",
     } <= names
     assert {"train_teacher", "train_student_with_distillation", "train_student_baseline"} <= names
-    assert {"TeacherCNN", "StudentCNN", "train_step", "evaluate"} <= set(SHARED)
+    assert {"TeacherCNN", "StudentCNN", "train_step", "distillation_loss"} <= set(SHARED)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -228,11 +214,11 @@ def test_inline_metadata_is_of_the_requirements(script):
     required = set((ROOT / "requirements.txt").read_text().splitlines())
     assert set(metadata["dependencies"]) <= required
     assert metadata["requires-python"] == ">=3.11"
-    packages = "jax|flax|optax|orbax|numpy|tqdm|matplotlib|scipy|sklearn|tensorflow_datasets"
-    both = text + (EXAMPLES / "utils.py").read_text()
-    imported = re.findall(rf"(?m)^\s*(?:import|from) ({packages})\b", both)
-    names = {"orbax": "orbax-checkpoint", "sklearn": "scikit-learn"}
-    for package in set(imported):
+    both = text + "".join((EXAMPLES / name).read_text() for name in MODULES)
+    imported = set(re.findall(r"(?m)^\s*(?:import|from) (\w+)", both))
+    modules = {name.removesuffix(".py") for name in MODULES}
+    names = {"sklearn": "scikit-learn"}
+    for package in imported - set(sys.stdlib_module_names) - modules:
         name = names.get(package, package).replace("_", "-")
         assert any(d.startswith(name) for d in metadata["dependencies"]), name
 
@@ -242,10 +228,17 @@ def test_help_explains_every_flag(script, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     module = load(EXAMPLES / script, name="helping")
     with pytest.raises(SystemExit) as stopped:
-        utils.run(module.main, module.Config)
+        experiment.run_script(module.main, module.Config)
     assert stopped.value.code == 0
     shown = capsys.readouterr().out
     assert "--output-dir" in shown
-    flags = re.findall(r"^  (--\S+)(?: \S+|, --\S+)?\s*(.*)$(?:\n {10,}(.*))?", shown, re.M)
-    for flag, same_line, next_line in flags:
-        assert same_line or next_line, f"{flag} has no help"
+    hints = typing.get_type_hints(module.Config)
+    text = " ".join(shown.replace("│", " ").split())
+    for field in dataclasses.fields(module.Config):
+        flag = "--" + field.name.replace("_", "-")
+        flag = flag.replace("--", "--no-", 1) if field.default is True else flag
+        # After the flag and what it takes comes a sentence.
+        assert re.search(
+            rf"{flag} (?:[^a-z]|all|onecycle|constant|mnist|digits|[a-z_]+,)*[A-Z][a-z' ]", text
+        )
+        assert field.name in hints

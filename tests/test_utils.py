@@ -1,28 +1,24 @@
-"""The shared plumbing: data, batches, scoring, checkpoints, command line."""
+"""Data, batches, evaluation and statistics."""
 
-import dataclasses
 import functools
 import gzip
 import hashlib
 import http.server
-import json
-import os
-import platform
-import subprocess
-import sys
+import shutil
+import ssl
 import threading
 import time
 import types
-from importlib import metadata, util
-from pathlib import Path
+import urllib.error
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import utils
-from conftest import DATASET, ROOT
+from conftest import DATASET
+from fast import on_all_devices, place
 from flax import nnx
+from scipy import stats
 
 
 def write_idx(folder, train=60, test=20, compress=True):
@@ -93,8 +89,10 @@ def test_no_network_falls_back_within_seconds(tmp_path, monkeypatch, capsys):
     assert time.perf_counter() - begun < 8
     hang.set()
     assert data.name == "digits"
-    assert "embedded digits" in capsys.readouterr().err
-    monkeypatch.setattr(utils, "_reachable", lambda url: False)
+    error = capsys.readouterr().err
+    assert "no network (no answer within 4 seconds)" in error
+    assert "embedded digits" in error
+    monkeypatch.setattr(utils, "_why_unreachable", lambda url: "no network")
     with pytest.raises(utils.UserError, match="FASHION_MNIST_DATA_DIR"):
         utils.load_data("fashion_mnist")
 
@@ -174,7 +172,7 @@ def test_take_labels(digits, count):
 
 def test_predict_by_index(kd, digits):
     student = kd.StudentCNN(rngs=nnx.Rngs(0))
-    utils.replicate(student)
+    place(student, on_all_devices())
     part = utils.take_labels(digits.train, 30, 1)
     table = utils.predict_by_index(student, part)
     np.testing.assert_allclose(table[part.index], utils.predict(student, part), atol=1e-5)
@@ -190,10 +188,10 @@ def test_logits_that_are_not_finite(kd, digits):
 
 def test_evaluate_scores_every_image(kd, images):
     student = kd.StudentCNN(rngs=nnx.Rngs(0))
-    utils.replicate(student)
-    accuracy, logits = kd.evaluate(student, images)
+    place(student, on_all_devices())
+    logits = utils.predict(student, images)
     assert logits.shape == (258, 10)
-    assert accuracy == (logits.argmax(-1) == images.label).sum() / 258
+    assert utils.evaluate(student, images) == (logits.argmax(-1) == images.label).sum() / 258
 
 
 def test_mcnemar():
@@ -206,278 +204,140 @@ def test_mcnemar():
     assert utils.mcnemar(a, a, label) == 1.0
 
 
-def test_shards_give_what_one_device_gives(kd, images):
-    """The batch shared out over the devices is the same batch: BatchNorm sees all of it."""
-    student = kd.StudentCNN(rngs=nnx.Rngs(0))
-    image = images.image[:64] / np.float32(255)
-    alone = student(image, train=True)
-    mean = np.array(student.bn1.mean[...])
-    student = kd.StudentCNN(rngs=nnx.Rngs(0))
-    utils.replicate(student)
-    shared = nnx.jit(lambda model, x: model(x, train=True))(student, utils.shard(image))
-    np.testing.assert_allclose(shared, alone, atol=1e-4)
-    np.testing.assert_allclose(student.bn1.mean[...], mean, atol=1e-5)
+@pytest.mark.parametrize("pairs", [2, 5, 9])
+def test_the_interval_of_a_paired_difference_is_student_s_95_percent(pairs):
+    rng = np.random.default_rng(pairs)
+    a, b = rng.normal(1, 1, pairs), rng.normal(0, 1, pairs)
+    found = utils.paired_difference(a, b)
+    # By the definition: mean ± t(0.975, n − 1) · s / √n
+    difference = a - b
+    quantile = {2: 12.7062, 5: 2.77645, 9: 2.30600}[pairs]  # from a table of Student's t
+    half = quantile * difference.std(ddof=1) / np.sqrt(pairs)
+    np.testing.assert_allclose(found.low, difference.mean() - half, rtol=1e-3)
+    np.testing.assert_allclose(found.high, difference.mean() + half, rtol=1e-3)
+    assert found.mean == pytest.approx(difference.mean())
+    assert (found.wins, found.pairs) == ((a > b).sum(), pairs)
+    # And as SciPy's paired test has it.
+    interval = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose((found.low, found.high), interval)
 
 
-def test_xla_is_tuned_where_it_was_measured(monkeypatch):
-    environment = {}
-    monkeypatch.setattr(utils.os, "environ", environment)
-    monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.2")
-    monkeypatch.setattr(utils.importlib.util, "find_spec", lambda _: None)
-    for system, machine in (("linux", "arm64"), ("darwin", "x86_64")):
-        monkeypatch.setattr(utils.sys, "platform", system)
-        monkeypatch.setattr(utils.platform, "machine", lambda machine=machine: machine)
-        utils.tune_xla()
-    monkeypatch.setattr(utils.sys, "platform", "linux")
-    monkeypatch.setattr(utils.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.3")
-    utils.tune_xla()
-    monkeypatch.setattr(utils.importlib.metadata, "version", lambda _: "0.10.2")
-    for plugin in ("jax_plugins", "libtpu"):
-        monkeypatch.setattr(utils.importlib.util, "find_spec", plugin.__eq__)
-        utils.tune_xla()
-    assert not environment, "a processor, version or plugin that may not know the flag"
-    monkeypatch.setattr(utils.importlib.util, "find_spec", lambda _: None)
-    utils.tune_xla()
-    assert environment["XLA_FLAGS"] == utils.XLA["0.10.2"]
-    environment["XLA_FLAGS"] = "mine"
-    utils.tune_xla()
-    assert environment["XLA_FLAGS"] == "mine"
+def test_calibration():
+    logits = np.log([[0.8, 0.2], [0.8, 0.2], [0.3, 0.7], [0.1, 0.9]]).astype(np.float32)
+    found = utils.calibration(logits, np.array([0, 1, 1, 1]))
+    # Two images at 0.8 of which one is right, one at 0.7 and one at 0.9 that are.
+    np.testing.assert_allclose(found["ece"], 2 / 4 * 0.3 + 0.3 / 4 + 0.1 / 4, rtol=1e-5)
+    np.testing.assert_allclose(found["nll"], -np.log([0.8, 0.2, 0.7, 0.9]).mean(), rtol=1e-5)
+    sure = utils.calibration(np.float32([[100, 0], [0, 100]]), np.array([0, 1]))
+    np.testing.assert_allclose(list(sure.values()), 0, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    (metadata.version("jaxlib"), sys.platform, platform.machine()) != ("0.10.2", "linux", "x86_64")
-    or any(map(util.find_spec, ("jax_plugins", "libtpu"))),
-    reason="the flag is set only where it was measured",
-)
-def test_xla_takes_the_flag_after_jax_was_imported():
-    """Without the flag YNNPACK takes this convolution, with it XLA's own."""
-    program = """
-import jax, sys, utils
-if sys.argv[1] == "tuned":
-    utils.use_all_cores()
-x, k = jax.numpy.ones((32, 14, 14, 16)), jax.numpy.ones((3, 3, 16, 32))
-conv = jax.jit(lambda x, k: jax.lax.conv_general_dilated(
-    x, k, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
-print("ynn" in conv.lower(x, k).compile().as_text())
-"""
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment["PYTHONPATH"] = str(Path(utils.__file__).parent)
-    for how, taken in (("tuned", "False"), ("not", "True")):
-        command = [sys.executable, "-c", program, how]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        assert done.stdout.strip() == taken, done.stderr
+def test_fidelity_is_kl_from_the_teacher_and_agreement_with_it():
+    student, teacher = np.random.default_rng(0).normal(0, 3, (2, 8, 10)).astype(np.float32)
+    found = utils.fidelity(student, teacher)
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (teacher, student))
+    np.testing.assert_allclose(found["kl"], (np.exp(p) * (p - q)).sum(-1).mean(), rtol=1e-4)
+    assert found["agreement"] == (student.argmax(-1) == teacher.argmax(-1)).mean()
 
 
-def on_devices(*modules):
-    return {len(x.sharding.device_set) for x in jax.tree.leaves(nnx.state(modules))}
+def test_latency_is_of_a_batch_of_that_size(kd, monkeypatch):
+    shapes = []
+    forward = utils._inference
+
+    def spy(model):
+        answer = forward(model)
+
+        def watched(image):
+            shapes.append(image.shape)
+            return answer(image)
+
+        return watched
+
+    monkeypatch.setattr(utils, "_inference", spy)
+    assert 0 < utils.latency_ms(kd.StudentCNN(rngs=nnx.Rngs(0)), 3, turns=4) < 1000
+    assert shapes == [(3, 28, 28, 1)] * 5
 
 
-def test_bind_shares_out_the_batch_of_large_networks_alone(kd, images):
-    several = jax.device_count()
-    assert several > 1
-    batch = {"image": images.image[:32] / np.float32(255), "label": images.label[:32]}
-    for network, count in ((kd.StudentCNN, 1), (kd.TeacherCNN, several)):
-        model = network(rngs=nnx.Rngs(0))
-        optimizer = kd.make_optimizer(model, kd.Recipe(0, 1, 32, 1e-3, "constant"), 64)
-        step = utils.bind(kd.train_step, model, optimizer)
-        first = float(step(batch)["loss"])
-        assert first != float(step(batch)["loss"])
-        assert on_devices(model, optimizer) == {count}
-    student, frozen = kd.StudentCNN(rngs=nnx.Rngs(0)), kd.TeacherCNN(rngs=nnx.Rngs(1))
-    optimizer = kd.make_optimizer(student, kd.Recipe(0, 1, 32, 1e-3, "constant"), 64)
-    step = utils.bind(kd.train_student_step, student, frozen, optimizer)
-    assert np.isfinite(step(batch, 3.0, 0.5)["loss"])
-    assert on_devices(student, frozen, optimizer) == {1}, "the teacher does not learn"
+RENAMED = {
+    "with dots": lambda name: name.replace("-idx", ".idx"),
+    "of EMNIST": lambda name: "emnist-letters-" + name.replace("t10k", "test"),
+    "in capitals": str.upper,
+    "with underscores": lambda name: name.replace("-", "_"),
+}
 
 
-@pytest.mark.parametrize("axis", [None, 0, 1])
-def test_bind_gives_each_device_its_part_of_a_batch(kd, axis):
-    several, shape = jax.device_count(), [4, 6]
-    shape[axis or 0] *= several
-    small = 1 if axis is None else several
-    for network, parts in ((kd.StudentCNN, small), (kd.TeacherCNN, several)):
-        step = utils.bind(nnx.jit(lambda _, batch: batch), network(rngs=nnx.Rngs(0)), axis=axis)
-        found = step({"image": np.ones(shape, np.float32)})["image"]
-        want = [n // parts if i == (axis or 0) else n for i, n in enumerate(shape)]
-        assert found.addressable_shards[0].data.shape == tuple(want)
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("spelling", RENAMED)
+def test_names_of_files_in_use(tmp_path, spelling, compress):
+    arrays = write_idx(tmp_path, compress=compress)
+    for path in list(tmp_path.iterdir()):
+        path.rename(tmp_path / RENAMED[spelling](path.name))
+    data = utils.load_data("mnist", tmp_path)
+    np.testing.assert_array_equal(data.train.image[..., 0], arrays[utils.FILES[0]])
+    np.testing.assert_array_equal(data.test.label, arrays[utils.FILES[3]])
 
 
-def test_shard():
-    several = jax.device_count()
-    for shape, axis, part in (
-        ((8, 3), 0, (8 // several, 3)),
-        ((3, 8), 1, (3, 8 // several)),
-        ((7, 3), 0, (7, 3)),
-    ):
-        parts = utils.shard({"x": np.ones(shape)}, axis)["x"].addressable_shards
-        assert [x.data.shape for x in parts] == [part] * several
+def test_the_content_says_whether_a_file_is_packed(tmp_path):
+    """A browser may unpack a download and keep its name, or the other way round."""
+    arrays = write_idx(tmp_path / "plain", compress=False)
+    for path in list((tmp_path / "plain").iterdir()):
+        path.rename(f"{path}.gz")
+    write_idx(tmp_path / "packed")
+    for path in list((tmp_path / "packed").iterdir()):
+        path.rename(str(path).removesuffix(".gz"))
+    for folder in ("plain", "packed"):
+        data = utils.load_data("mnist", tmp_path / folder)
+        np.testing.assert_array_equal(data.train.label, arrays[utils.FILES[1]])
 
 
-def test_a_checkpoint_comes_back_to_the_devices_of_its_network(kd, digits, tmp_path):
-    recipe = kd.Recipe(0, 1, 16, 1e-3, "constant")
-    few = digits._replace(train=digits.train.take(slice(16)), test=digits.test.take(slice(16)))
-    kept, _ = kd.train_teacher(few, recipe, tmp_path)
-    kd.train_student_baseline(few, few.train, recipe, tmp_path)
-    again, _ = kd.train_teacher(few, recipe, tmp_path)
-    assert utils.digest(again) == utils.digest(kept)
-    assert on_devices(again) == {jax.device_count()}
-    assert on_devices(kd.train_student_baseline(few, few.train, recipe, tmp_path)[0]) == {1}
+@pytest.mark.parametrize("below", ["raw", "MNIST/raw"])
+def test_the_folder_above_the_files_will_do(tmp_path, below):
+    (tmp_path / below).parent.mkdir(exist_ok=True)
+    arrays = write_idx(tmp_path / below)
+    data = utils.load_data("mnist", tmp_path)
+    np.testing.assert_array_equal(data.train.label, arrays[utils.FILES[1]])
+    write_idx(tmp_path / "other")
+    with pytest.raises(utils.UserError, match=r"holds several datasets; name one of .*other"):
+        utils.load_data("mnist", tmp_path)
+    shutil.copytree(tmp_path / "other", tmp_path, dirs_exist_ok=True)
+    assert utils.load_data("mnist", tmp_path).name == "mnist", "its own files come first"
 
 
-def test_only_a_shared_batch_is_waited_for(monkeypatch):
-    waited = []
-    monkeypatch.setattr(jax, "block_until_ready", waited.append)
-    utils.settle({"loss": jax.numpy.ones(2), "a number": 0.5})
-    assert not waited
-    utils.settle({"loss": utils.shard(np.ones(2 * jax.device_count()))})
-    assert len(waited) == 1
+def test_home_is_understood_in_the_name_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_idx(tmp_path / "data")
+    assert len(utils.load_data("mnist", "~/data").train.label) == 60
+    monkeypatch.setenv("MNIST_DATA_DIR", "~/data")
+    assert len(utils.load_data("mnist").train.label) == 60
 
 
-def test_write_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "results.json"
-    utils.write_whole(path, b"old")
+def test_a_certificate_that_cannot_be_verified_is_no_missing_network(monkeypatch):
+    """The server is there: the download goes on with certificates of its own."""
+    reason = ssl.SSLCertVerificationError("self-signed certificate")
 
-    def fail(_):
-        raise OSError("disk full")
+    def refuse(*_, **__):
+        raise urllib.error.URLError(reason)
 
-    monkeypatch.setattr(utils.os, "fsync", fail)
-    with pytest.raises(utils.UserError, match=r"results\.json: cannot be written \(disk full\)"):
-        utils.write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [*tmp_path.iterdir()] == [path]
+    monkeypatch.setattr(utils.urllib.request, "urlopen", refuse)
+    assert utils._why_unreachable("https://example.org") is None
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-    learning_rate: float = 0.1  # how fast
-    epochs: int | None = None  # how long
-    name: str = "x"  # what
-    fast: bool = False  # whether
+@pytest.mark.parametrize("reason", [OSError("Connection refused"), OSError("Name not known")])
+def test_the_reason_is_said_why_there_is_no_network(monkeypatch, reason, tmp_path, capsys):
+    def refuse(*_, **__):
+        raise urllib.error.URLError(reason)
+
+    monkeypatch.delenv("MNIST_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(utils.urllib.request, "urlopen", refuse)
+    assert utils.load_data("mnist").name == "digits"
+    assert str(reason) in capsys.readouterr().err
 
 
-def test_flags(capsys):
-    assert utils.parse(Config, []) == Config()
-    given = ["--learning-rate", "1e-3", "--epochs", "3", "--name", "y", "--fast"]
-    assert utils.parse(Config, given) == Config(1e-3, 3, "y", True)
-    assert utils.parse(Config, ["--no-fast"]).fast is False
-    with pytest.raises(SystemExit):
-        utils.parse(Config, ["--help"])
-    assert "how fast (default 0.1)" in " ".join(capsys.readouterr().out.split())
-    for wrong in (["--epoch", "3"], ["--epochs", "x"], ["--unknown"]):
-        with pytest.raises(utils.UserError, match=wrong[0]):
-            utils.parse(Config, wrong)
-
-
-@pytest.fixture
-def teacher(kd):
-    teacher = kd.TeacherCNN(rngs=nnx.Rngs(1))
-    utils.replicate(teacher)
-    return teacher
-
-
-def test_cached_teacher_logits_give_the_same_student(tmp_path, digits, kd, teacher):
-    """Ten steps with the logits looked up, and with the teacher in the step."""
-    labelled = utils.take_labels(digits.train, 80, 0)
-    recipe = kd.Recipe(3, 2, 16, 1e-4, "constant")
-    results = []
-    for cache in (True, False):
-        student, phase = kd.train_student_with_distillation(
-            teacher, digits, labelled, recipe, tmp_path / str(cache), cache_teacher=cache
-        )
-        results.append(utils.predict(student, digits.test))
-        assert ("cache_seconds" in phase.notes) == cache
-    np.testing.assert_allclose(results[0], results[1], atol=2e-3)
-    assert (results[0].argmax(-1) == results[1].argmax(-1)).mean() > 0.99
-
-
-def test_alpha_1_is_the_baseline(tmp_path, digits, kd, teacher):
-    """With alpha = 1 the teacher has no say: the distilled student is the baseline."""
-    labelled = utils.take_labels(digits.train, 80, 0)
-    recipe = kd.Recipe(3, 2, 16, 1e-3, "onecycle")
-    distilled, _ = kd.train_student_with_distillation(
-        teacher, digits, labelled, recipe, tmp_path, alpha=1.0
-    )
-    baseline, _ = kd.train_student_baseline(digits, labelled, recipe, tmp_path)
-    logits = [utils.predict(model, digits.test) for model in (distilled, baseline)]
-    np.testing.assert_allclose(*logits, atol=1e-3)
-
-
-def test_committed_results_hold_no_path():
-    for path in (ROOT / "docs" / "results").rglob("*.json"):
-        text = path.read_text()
-        assert "/" not in json.loads(text).get("config", {}).get("output_dir", ""), path
-        assert "/home/" not in text
-        assert "/tmp/" not in text
-
-
-@pytest.mark.parametrize("scored_on", ["test", "validation"])
-def test_the_figure_shows_what_was_measured(digits, scored_on):
-    accuracy = f"{scored_on}_accuracy"
-
-    def row(name, losses, last):
-        history = [
-            {"epoch": epoch, "hard_loss": 0.1, **{k: v / epoch for k, v in losses.items()}}
-            for epoch in (1, 2, 3)
-        ]
-        history[2][accuracy] = last
-        return {"name": name, "history": history, accuracy: last}
-
-    rows = [
-        row("teacher", {"loss": 1.0}, 0.95),
-        row("distilled", {"loss": 2.0, "soft_loss": 3.0}, 0.9),
-        row("baseline", {"loss": 4.0}, 0.8),
-    ]
-    logits = np.random.default_rng(0).normal(size=(500, 10)).astype(np.float32)
-    figure, more = utils.draw(rows, digits._replace(scored_on=scored_on), logits)
-    losses, accuracies = figure.subfigs[0].axes
-    curves = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
-    assert curves.keys() == {"distilled, hard loss", "distilled, soft loss", "baseline, loss"}
-    assert curves["baseline, loss"] == [4, 2, 4 / 3]
-    assert accuracies.get_ylabel() == f"{scored_on} accuracy"
-    points = {line.get_label(): list(line.get_ydata()) for line in accuracies.lines}
-    assert points == {"teacher": [0.95, 0.95], "distilled": [0.9], "baseline": [0.8]}
-    assert len(more["soft_targets"]) == len(figure.subfigs[1].axes) / 2 == 4
-    assert scored_on in figure.subfigs[1].axes[0].get_title()
-
-
-def test_flags_of_several_values():
-    @dataclasses.dataclass(frozen=True)
-    class Config:
-        alphas: tuple[float, ...] = (0, 0.5)  # weights of the labels
-        labels: tuple[str, ...] | None = None  # numbers of them
-
-    assert utils.parse(Config, []).alphas == (0, 0.5)
-    assert utils.parse(Config, ["--alphas", "1", "0.25"]).alphas == (1.0, 0.25)
-    assert utils.parse(Config, ["--labels", "10", "all"]).labels == ("10", "all")
-    assert utils.parse(Config, []).labels is None
-    with pytest.raises(utils.UserError, match=r"--alphas 2\.0: must be from 0 to 1"):
-        utils.check_flags(Config(alphas=(0.5, 2.0)))
-    with pytest.raises(utils.UserError, match="--alphas: must not repeat"):
-        utils.check_flags(Config(alphas=(0.5, 0.5)))
-
-
-def test_networks_trained_together_share_a_checkpoint(tmp_path, kd, digits):
-    """Two networks, a metric for each, no score: stopped after one epoch, the run goes on."""
-    split = digits.train.take(slice(128))
-
-    def train(folder, epochs):
-        models = tuple(kd.StudentCNN(rngs=nnx.Rngs(i)) for i in range(2))
-        recipe = kd.Recipe(0, 2, 64, 1e-3, "constant")
-        optimizers = tuple(kd.make_optimizer(model, recipe, 128) for model in models)
-        phase = utils.Phase("both", folder, recipe, digits)
-        for epoch in phase.epochs(models, optimizers, None):
-            if epoch > epochs:
-                break
-            for batch in utils.batches(split, 64, 0, epoch):
-                both = [kd.train_step(*pair, batch) for pair in zip(models, optimizers)]  # noqa: B905
-                phase.log({"loss": jnp.stack([x["loss"] for x in both])})
-        return [utils.digest(model) for model in models], phase.history
-
-    whole, history = train(tmp_path / "whole", 2)
-    train(tmp_path / "stopped", 1)
-    again, history_again = train(tmp_path / "stopped", 2)
-    assert again == whole
-    assert [r["loss"] for r in history_again] == [r["loss"] for r in history]
-    assert len(history[0]["loss"]) == 2
-    assert "test_accuracy" not in history[-1]
+def test_data_knows_its_classes(tmp_path, digits):
+    assert digits.classes == 10
+    write_idx(tmp_path)
+    label = gzip.decompress((tmp_path / "train-labels-idx1-ubyte.gz").read_bytes())
+    more = label[:-1] + bytes([11])
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(more))
+    assert utils.load_data("mnist", tmp_path).classes == 12

@@ -63,7 +63,7 @@ REFUSED = [(script, flags) for script, own in OWN.items() for flags in [*COMMON,
     ("script", "flags"), REFUSED, ids=lambda x: x if type(x) is str else " ".join(x)
 )
 def test_flag(script, flags, monkeypatch, capsys, tmp_path):
-    """One line that names the flag, status 2, and nothing trained before."""
+    """A line that names the flag, status 2, and nothing trained before."""
     module = load(EXAMPLES / script, name="refusing")
     base = [script, "--dataset", "digits", "--quick", "--output-dir", tmp_path / "out"]
     output = refuse(module, base + flags, monkeypatch, capsys)

@@ -1,18 +1,19 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Controls: would a regulariser, a longer run or any other teacher have done the same?
 
-Beside baseline and distilled student: label smoothing, tuned on validation images; twice the steps;
-the teacher's answers as hard labels, on the labelled and on all images; its dark knowledge
-permuted; a weak and a blank teacher; and alpha = 1, which must be the baseline to the last bit.
+Beside the baseline and the distilled student stand students that get something else: labels that
+are smoothed evenly, as strongly as suits the validation images; twice the steps; the teacher's
+answers as hard labels, on the labelled and on all images; its dark knowledge permuted; a weak
+teacher, and a blank one. With alpha = 1 the distilled student must be the baseline to the last bit.
 
     python examples/advanced/controls.py           # 3 seeds: 7 to 27 minutes on 2 cores
-    python examples/advanced/controls.py --quick   # a first look
+    python examples/advanced/controls.py --quick   # a first look: a minute
 
 Label smoothing: Szegedy et al., 2016, arXiv:1512.00567. Permuted dark knowledge: Furlanello et al.,
 2018, arXiv:1805.04770. Weak teachers: Yuan et al., 2020, arXiv:1909.11723.
@@ -22,41 +23,70 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # utils.py lies one folder up
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the modules below lie one folder up
 
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+import experiment
+import plots
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
+from utils import (
+    batches,
+    check_batch_size,
+    evaluate,
+    hold_out,
+    predict,
+    predict_by_index,
+    require,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/advanced_controls"  # for results, figure and checkpoints
-    seed: int = 42  # of the first students: labelled images, initial weights, batches
-    seeds: int | None = None  # so many of each student, of seeds one after another; else 3, quick 2
-    labels: str | None = None  # a student's, or all; else 1000, digits 300, quick 200
-    epochs: int | None = None  # of each student; else what the labels need
-    batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of the students: peak (else by labels) or constant (1e-3)
-    schedule: str = "onecycle"  # of every learning rate: onecycle or constant
-    temperature: float = 3.0  # T: how far both distributions are softened
-    alpha: float = 0.5  # weight of the labels; the teacher has 1 - alpha
-    smoothings: tuple[float, ...] | None = None  # to choose from; else 0.05 0.1 0.2 0.4, quick 0.1
-    teacher: str | None = None  # output folder of script 13 with --holdout, whose teacher to use
-    teacher_seed: int = 0  # of both teachers: initial weights, dropout, batches
-    validation: int | None = None  # so many training images choose the smoothing; else a sixth
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/advanced_controls"
+    """Folder for results, figure, weights and checkpoints."""
+    seed: Seed = 42
+    """Seed of the first students: labelled images, initial weights, order of batches."""
+    seeds: Annotated[int | None, Range(2, 100), OPEN] = None
+    """Number of students of each kind, with seeds one after another (default: 3; quick 2)."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled images of the students, or all (default: 1000; digits 300; quick 200)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each student (default: chosen by the number of labels; quick 10)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of all learning rates: rising and falling in one cycle, or constant."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
+    """Temperature T that softens the distributions of teacher and student."""
+    alpha: Annotated[float, Range(0, 1)] = 0.5
+    """Weight of the labels in the loss; the teacher has 1 - alpha."""
+    smoothings: Annotated[
+        tuple[float, ...] | None, Range(0, 1, low_excluded=True, high_excluded=True), OPEN
+    ] = None
+    """Strengths of label smoothing to choose from (default: 0.05 0.1 0.2 0.4; quick 0.1)."""
+    teacher: Annotated[str | None, OPEN] = None
+    """Output folder of a run whose teacher to take: script 13 with --holdout, as many images as
+    --validation (default: train one)."""
+    teacher_seed: Seed = 0
+    """Seed of the teacher and of the weak teachers: initial weights, dropout, order of batches."""
+    validation: Annotated[int | None, Range(1), OPEN] = None
+    """Training images, the last, on which the strength of smoothing is chosen; no network is
+    trained on them (default: a sixth of the training images)."""
 
 
 # %% Models
+# The teacher has 946,954 parameters, the student 56,810: the networks of script 15.
 
 
 class TeacherCNN(nnx.Module):
@@ -102,65 +132,146 @@ class StudentCNN(nnx.Module):
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
-# %% Losses and step
+# %% Losses
+# The distilled student's loss is that of script 15. Label smoothing softens the targets, too, but
+# evenly over the classes and in the same way for every image: it knows nothing of the image.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
+    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
 
 
 def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
     """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
-    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
 
 
-def hard_loss(logits, batch):
-    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+def smoothed_loss(logits, labels, smoothing):
+    """Cross-entropy of logits [B, C] with labels [B] of which a part, `smoothing`, is spread evenly
+    over all classes. The mean over the batch.
 
-
-def smoothed_loss(logits, batch, smoothing):
-    """Labels smoothed over all classes, evenly and the same for every image."""
+    Raises ValueError where the shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
     # q = (1 − ε) · one-hot(label) + ε / C
-    targets = optax.smooth_labels(jax.nn.one_hot(batch["label"], logits.shape[-1]), smoothing)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1])
+    targets = optax.smooth_labels(one_hot, smoothing)
+    # loss = −Σ_c q_c · log p_c, mean over the batch
     return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
 
-def teacher_loss(logits, batch, temperature, alpha):
-    return distillation_loss(logits, batch["teacher_logits"], batch["label"], temperature, alpha)[0]
-
-
-@nnx.jit(static_argnums=3)
-def loss_step(model, optimizer, batch, loss, weights):
-    """One step of any network on `loss(logits, batch, **weights)`. Returns that scalar."""
-    score = nnx.value_and_grad(lambda net: loss(net(batch["image"], train=True), batch, **weights))
-    value, grads = score(model)
-    optimizer.update(model, grads)
-    return {"loss": value}
+# %% Dark knowledge
+# What the teacher finds probable beside its answer is its dark knowledge. Permuted, it says as much
+# about how sure the teacher is, and nothing about which digits look alike.
 
 
 def permute_dark_knowledge(logits, rng):
     """Shuffles each row of [N, C] but for its largest entry ("with permuted predictions")."""
-    others = np.arange(logits.shape[1]) != logits.argmax(-1)[:, None]
+    largest = logits.argmax(-1)
+    others = np.arange(logits.shape[1]) != largest[:, None]  # [N, C]
+    shuffled = rng.permuted(logits[others].reshape(len(logits), -1), axis=1)
     permuted = logits.copy()
-    permuted[others] = rng.permuted(logits[others].reshape(len(logits), -1), axis=1).ravel()
+    permuted[others] = shuffled.ravel()
     return permuted
 
 
-# %% Training
+# %% Steps
+# `train_step` learns from labels, true ones or the teacher's answers. `train_student_step` distils.
+# The teachers never change, so all batches bring their logits, computed once.
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@nnx.jit
+def train_step(model, optimizer, batch):
+    """One step on the labels alone. Returns the scalars loss and accuracy."""
+
+    def loss_fn(model):
+        logits = model(batch["image"], train=True)
+        return hard_loss(logits, batch["label"]), logits
+
+    (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+    optimizer.update(model, grads)
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean()}
 
 
-@functools.cache  # so that equal recipes share a compiled step
+@nnx.jit
+def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alpha=0.5):
+    """One step of distillation. `teacher` may be None if the batch brings "teacher_logits" [B, C].
+
+    Returns the scalars loss, hard_loss, soft_loss and accuracy.
+    """
+    teacher_logits = batch.get("teacher_logits")
+    if teacher_logits is None:
+        teacher_logits = jax.lax.stop_gradient(teacher(batch["image"], train=False))
+
+    def loss_fn(student):
+        logits = student(batch["image"], train=True)
+        losses = distillation_loss(logits, teacher_logits, batch["label"], temperature, alpha)
+        return losses[0], (*losses, logits)
+
+    (_, (loss, hard, soft, logits)), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
+    optimizer.update(student, grads)
+    accuracy = (logits.argmax(-1) == batch["label"]).mean()
+    return {"loss": loss, "hard_loss": hard, "soft_loss": soft, "accuracy": accuracy}
+
+
+@nnx.jit
+def train_smoothed_step(student, optimizer, batch, smoothing):
+    """One step on smoothed labels. Returns the scalars loss and accuracy."""
+
+    def loss_fn(student):
+        logits = student(batch["image"], train=True)
+        return smoothed_loss(logits, batch["label"], smoothing), logits
+
+    (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(student)
+    optimizer.update(student, grads)
+    return {"loss": loss, "accuracy": (logits.argmax(-1) == batch["label"]).mean()}
+
+
+# %% Training the teachers
+# In all functions from here on, `data.train` are the images to learn from and `data.test` is the
+# validation images. The test images, `run.data.test`, serve for the rows of the results alone.
+
+
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
 def make_transform(learning_rate, schedule, steps):
     """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
     if schedule == "onecycle":
@@ -168,126 +279,365 @@ def make_transform(learning_rate, schedule, steps):
     return optax.adam(learning_rate)
 
 
-def train_control(name, network, recipe, data, split, folder, loss=hard_loss, table=None, **how):
-    """Trains a network on a split and a loss; a table [N, C] holds a teacher's logits by the
-    images' index. Returns it and its `utils.Phase`."""
-    model, tables = network(rngs=nnx.Rngs(recipe.seed)), {}
-    steps = recipe.epochs * (len(split.label) // recipe.batch_size)
+def make_optimizer(model, recipe, images):
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
     transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
-    optimizer = nnx.Optimizer(model, transform, wrt=nnx.Param)
-    more = how | ({} if split is data.train else {"split": utils.digest(*split)})
-    if table is not None:
-        tables, more = {"teacher_logits": table}, more | {"teacher": utils.digest(table)}
-    phase = utils.Phase(name, folder, recipe, data, **more)
-    step = utils.bind(loss_step, model, optimizer)
-    for epoch in phase.epochs(model, optimizer, None):  # scored once, at the end, to save time
-        for batch in utils.batches(split, recipe.batch_size, recipe.seed, epoch, **tables):
-            phase.log(step(batch, loss, how))
-    phase.notes["validation_errors"] = int(utils.count_errors(model, data.test))
-    return model, phase
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def controls(labelled, recipe, table, weak, data, config):
-    """What there is to train from one labelled split: {name: (recipe, split, how)}. The tables
-    [N, C] hold the logits of the teacher and of the weak teacher by the images' index."""
-    soft = {"loss": teacher_loss, "temperature": config.temperature, "alpha": config.alpha}
+def train_teacher(data, recipe, run):
+    """Trains the teacher on the labels of all training images."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(teacher, recipe, len(data.train.label))
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
+
+
+def train_weak_teacher(labelled, recipe, student_seed, data, run):
+    """Trains the teacher's network on the labels of the `labelled` images alone, those that the
+    students of one seed have."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(teacher, recipe, len(labelled.label))
+    step = compile_step(train_step, teacher, optimizer)
+
+    # All weak teachers start from the same seed. The name tells their labelled images apart.
+    name = f"weak teacher, labels of seed {student_seed}"
+    training = Training(run, name, teacher, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
+
+
+# %% Training the students
+# A student learns in one of three ways: from labels, from a teacher's soft targets too, or from
+# smoothed labels. All students of a seed start from the same weights. They are many, so each is
+# scored only once, at the end of its training.
+
+
+def train_control_on_labels(name, images, recipe, data, run):
+    """Trains a student on images and their labels, which may be the teacher's answers."""
+    experiment.print_heading(f"SEED {recipe.seed}: {name}")
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(images.label))
+    step = compile_step(train_step, student, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, images)
+    for epoch in training.epochs():
+        for batch in batches(images, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        if epoch == recipe.epochs:
+            training.score(data.scored_on, evaluate, student, data.test)
+    return student
+
+
+def train_control_on_soft_targets(
+    name, teacher_logits, images, recipe, data, run, temperature, alpha
+):
+    """Trains a student on images, their labels and a teacher's logits [N, C], each image's at its
+    index."""
+    experiment.print_heading(f"SEED {recipe.seed}: {name}")
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(images.label))
+    step = compile_step(train_student_step, student, None, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, images)
+    for epoch in training.epochs():
+        for batch in batches(
+            images, recipe.batch_size, recipe.seed, epoch, teacher_logits=teacher_logits
+        ):
+            training.log(step(batch, temperature, alpha))
+        if epoch == recipe.epochs:
+            training.score(data.scored_on, evaluate, student, data.test)
+    return student
+
+
+def train_control_on_smoothed_labels(images, recipe, data, run, smoothing):
+    """Trains a student on images and their labels, smoothed."""
+    name = f"label smoothing {smoothing:.12g}"
+    experiment.print_heading(f"SEED {recipe.seed}: {name}")
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(images.label))
+    step = compile_step(train_smoothed_step, student, optimizer)
+
+    training = Training(run, name, student, optimizer, recipe, images)
+    for epoch in training.epochs():
+        for batch in batches(images, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch, smoothing))
+        if epoch == recipe.epochs:
+            training.score(data.scored_on, evaluate, student, data.test)
+    return student
+
+
+# %% The controls
+# Who learns what: first the students of the labelled images, then those of all images. Both
+# functions return {name: student}.
+
+
+def train_students_on_labelled_images(
+    teacher_logits, weak_teacher_logits, labelled, recipe, data, config, run
+):
+    """Trains one seed's students that see the labelled images alone. The logits [N, C] hold each
+    image's at its index."""
+    temperature, alpha = config.temperature, config.alpha
+    students = {}
+
+    # The pair of script 15.
+    students["baseline"] = train_control_on_labels("baseline", labelled, recipe, data, run)
+    students["distilled"] = train_control_on_soft_targets(
+        "distilled", teacher_logits, labelled, recipe, data, run, temperature, alpha
+    )
+
+    # The distilled student's program with no weight on the teacher must give the baseline.
+    students["alpha 1"] = train_control_on_soft_targets(
+        "alpha 1", teacher_logits, labelled, recipe, data, run, temperature, alpha=1.0
+    )
+
+    # Would the baseline have got there by itself?
+    longer = recipe._replace(epochs=2 * recipe.epochs)
+    students["twice the steps"] = train_control_on_labels(
+        "twice the steps", labelled, longer, data, run
+    )
+
+    # The teacher's answers in the place of the labels: its knowledge without the softness.
+    students["hard pseudo-labels"] = train_control_on_labels(
+        "hard pseudo-labels", label_by_teacher(labelled, teacher_logits), recipe, data, run
+    )
+
+    # The softness without the knowledge: first without which digits look alike, then from a teacher
+    # that has learned little, then from one that finds every class equally probable.
+    rng = np.random.default_rng([recipe.seed, 18])
+    permuted_logits = permute_dark_knowledge(teacher_logits, rng)
+    students["permuted dark knowledge"] = train_control_on_soft_targets(
+        "permuted dark knowledge", permuted_logits, labelled, recipe, data, run, temperature, alpha
+    )
+    students["taught by the weak teacher"] = train_control_on_soft_targets(
+        "taught by the weak teacher",
+        weak_teacher_logits, labelled, recipe, data, run, temperature, alpha,
+    )  # fmt: skip
+    blank_logits = np.zeros_like(teacher_logits)
+    students["taught by a blank teacher"] = train_control_on_soft_targets(
+        "taught by a blank teacher", blank_logits, labelled, recipe, data, run, temperature, alpha
+    )
+    return students
+
+
+def train_students_on_all_images(teacher_logits, labelled, recipe, data, config, run):
+    """Trains one seed's students that see ever new images and no true label. They take about as
+    many steps as the others on the labelled images. Is it the softness, or the images?"""
     steps = recipe.epochs * (len(labelled.label) // recipe.batch_size)
-    everything = data.train.take(slice(max(1, steps) * recipe.batch_size))  # or all there are
-    epochs = max(1, round(steps / (len(everything.label) // recipe.batch_size)))
-    through, twice = recipe._replace(epochs=epochs), recipe._replace(epochs=2 * recipe.epochs)
-    permuted = permute_dark_knowledge(table, np.random.default_rng([recipe.seed, 18]))
-    answers = table.argmax(-1).astype(np.int32)  # of the teacher, in the place of labels:
-    told, all_told = (x._replace(label=answers[x.index]) for x in (labelled, everything))
-    return {
-        "baseline": (recipe, labelled, {}),
-        "distilled": (recipe, labelled, soft | {"table": table}),
-        "alpha 1": (recipe, labelled, soft | {"table": table, "alpha": 1.0}),
-        "twice the steps": (twice, labelled, {}),
-        "hard pseudo-labels": (recipe, told, {}),
-        "permuted dark knowledge": (recipe, labelled, soft | {"table": permuted}),
-        "taught by the weak teacher": (recipe, labelled, soft | {"table": weak}),
-        "taught by a blank teacher": (recipe, labelled, soft | {"table": 0 * table}),
-        "hard pseudo-labels on all images": (through, all_told, {}),
-        "soft targets on all images": (through, everything, soft | {"table": table, "alpha": 0.0}),
-    } | {
-        f"label smoothing {x:.12g}": (recipe, labelled, {"loss": smoothed_loss, "smoothing": x})
-        for x in config.smoothings
-    }
+    images = data.train.take(slice(max(1, steps) * recipe.batch_size))  # or all there are
+    steps_of_an_epoch = len(images.label) // recipe.batch_size
+    recipe = recipe._replace(epochs=max(1, round(steps / steps_of_an_epoch)))
+    images = label_by_teacher(images, teacher_logits)
+
+    students = {}
+    students["hard pseudo-labels on all images"] = train_control_on_labels(
+        "hard pseudo-labels on all images", images, recipe, data, run
+    )
+    students["soft targets on all images"] = train_control_on_soft_targets(
+        "soft targets on all images",
+        teacher_logits, images, recipe, data, run, config.temperature, alpha=0.0,
+    )  # fmt: skip
+    return students
+
+
+def label_by_teacher(images, teacher_logits):
+    """The images with the teacher's answers in the place of their labels."""
+    answers = teacher_logits.argmax(-1).astype(np.int32)
+    return images._replace(label=answers[images.index])
+
+
+# %% Settings
+# What a flag leaves open is chosen here. All students have the recipe of script 15: one that was
+# searched for both students of a pair, not for each control.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `student_recipe`."""
+    config = experiment.with_defaults(config, validation=len(data.train.label) // 6)
+    if config.quick:  # fewer epochs than in script 15, since there are many students
+        config = experiment.with_defaults(config, seeds=2, labels=200, epochs=10, smoothings=(0.1,))
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=300)
+    return experiment.with_defaults(config, seeds=3, labels=1000, smoothings=(0.05, 0.1, 0.2, 0.4))
+
+
+def strong_teacher_recipe(config, data):
+    """How the teacher is trained: as in script 15."""
+    epochs = 3
+    if data.name == "digits":
+        epochs = 20
+    if config.quick:
+        epochs = 2
+    rate = 1e-3 if config.schedule == "constant" else 5e-3
+    return Recipe(config.teacher_seed, epochs, 128, rate, config.schedule)
+
+
+def weak_teacher_recipe(strong, student):
+    """How a weak teacher is trained: a single epoch, in batches of the students' size, since there
+    are as few images as they have."""
+    return strong._replace(epochs=1, batch_size=student.batch_size)
+
+
+def student_recipe(config, seed, labels):
+    """How both students of a pair are trained: as the flags say, or else as suits the number of
+    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, config.schedule)
+
+
+# %% One seed
+# The strength of the label smoothing is chosen over all seeds, so each seed has a student of every
+# strength.
+
+
+def train_controls_of_one_seed(
+    teacher_logits, labelled, recipe, for_weak_teacher, data, config, run
+):
+    """Trains a weak teacher and the students of one seed. Returns three things: the weak teacher,
+    the students by name, and the students on smoothed labels by strength."""
+    experiment.print_heading(f"SEED {recipe.seed}: weak teacher")
+    weak_teacher = train_weak_teacher(labelled, for_weak_teacher, recipe.seed, data, run)
+    weak_teacher_logits = predict_by_index(weak_teacher, data.train)
+
+    students = train_students_on_labelled_images(
+        teacher_logits, weak_teacher_logits, labelled, recipe, data, config, run
+    )
+    students |= train_students_on_all_images(teacher_logits, labelled, recipe, data, config, run)
+
+    smoothed = {}
+    for smoothing in config.smoothings:
+        smoothed[smoothing] = train_control_on_smoothed_labels(
+            labelled, recipe, data, run, smoothing
+        )
+    return weak_teacher, students, smoothed
+
+
+# %% Results
+# Test images score the students, and choose nothing.
+
+
+def count_validation_errors(network, data):
+    """The number of validation images that a network gets wrong."""
+    answers = predict(network, data.test).argmax(-1)
+    return int((answers != data.test.label).sum())
+
+
+def choose_smoothing(smoothed_students, data):
+    """Chooses the strength of label smoothing, from {strength: students of all seeds}: the one with
+    the fewest errors on the validation images in all. Returns it and {strength: errors}."""
+    errors = {}
+    for smoothing, students in smoothed_students.items():
+        errors[smoothing] = [count_validation_errors(student, data) for student in students]
+    best = min(errors, key=lambda smoothing: sum(errors[smoothing]))
+    return best, errors
+
+
+def add_control_row(name, network, teacher_test_logits, data, run):
+    """Scores a network on the test images, and counts its errors on the validation images."""
+    logits = predict(network, run.data.test)
+    row = run.add_row(name, network, logits, teacher_logits=teacher_test_logits)
+    # With --holdout the row is scored on held-out images, and this key is taken.
+    row.setdefault("validation_errors", count_validation_errors(network, data))
+
+
+def report_controls(run, measured):
+    """Draws and prints each student's gain over the baseline. Returns the report."""
+    names = list(dict.fromkeys(row["name"] for row in run.rows))
+    students = [name for name in names if name not in ("teacher", "weak teacher")]
+    figure = plots.draw_gains({name: run.accuracies(name) for name in students})
+    summary = {}
+    for name in students:
+        if name != "baseline":
+            summary[name] = run.compare(name, "baseline")
+    same = measured["alpha_1_is_baseline"]
+    summary["alpha 1 is the baseline, bit for bit"] = f"{sum(same)} of {len(same)} seeds"
+    chosen = f"{measured['smoothing']:g}, chosen on {measured['validation']:,} validation images"
+    summary["Label smoothing"] = chosen
+    return run.finish(figure, summary, **measured)
 
 
 # %% Main
-
-
-def student_recipe(config, labels):
-    """A student's recipe, from flags or else from the number of labels. 1,000 labels and nearly
-    all were searched on validation images; a power law joins their epochs, 60 and 4."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
-    rate = utils.given(config.learning_rate, rate)
-    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", batch_size, labels)
-    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
-
-
-def plan(config, data):
-    """The teacher's recipe, and labelled images and recipe of each seed."""
-    quick, digits = config.quick, data.name == "digits"
-    rate = 1e-3 if config.schedule == "constant" else 5e-3
-    epochs, count = 2 if quick else 20 if digits else 3, config.seeds or (2 if quick else 3)
-    for_teacher = Recipe(config.teacher_seed, epochs, 128, rate, config.schedule)
-    labels, students = config.labels or (200 if quick else 300 if digits else 1000), []
-    for i in range(count):
-        labelled = utils.take_labels(data.train, labels, seed := (config.seed + i) % 2**32)
-        recipe = student_recipe(config, len(labelled.label))._replace(seed=seed)
-        shorter = {"epochs": utils.given(config.epochs, 10)} if quick else {}  # there are many
-        students.append((labelled, recipe._replace(**shorter)))
-    return for_teacher, students
+# One strong teacher, then the students of each seed, then the strength of the label smoothing.
 
 
 def main(config):
-    smoothings = (0.1,) if config.quick else (0.05, 0.1, 0.2, 0.4)
-    config = dataclasses.replace(config, smoothings=config.smoothings or smoothings)
-    data = utils.start(config)
-    count = utils.given(config.validation, len(data.train.label) // 6)
-    tuning = utils.hold_out(data, count, "--validation")  # the teacher does without them, too
-    recipe, students = plan(config, tuning)
-    utils.banner(f"TEACHER: {len(tuning.train.label):,} labels")
-    teacher, folder, runs = TeacherCNN(rngs=nnx.Rngs(0)), config.output_dir, {}
-    phase = utils.find_run("teacher", teacher, recipe, tuning, config)
-    if not phase:
-        teacher, phase = train_control("teacher", TeacherCNN, recipe, tuning, tuning.train, folder)
-    answers = utils.predict(teacher, data.test)
-    table = utils.predict_by_index(teacher, tuning.train)
-    rows = utils.rows({"teacher": (teacher, phase)}, {"teacher": answers}, data)
-    for labelled, base in students:
-        utils.banner(f"SEED {base.seed}")
-        one_epoch = recipe._replace(epochs=1, batch_size=base.batch_size)
-        weak = train_control("weak_teacher", TeacherCNN, one_epoch, tuning, labelled, folder)
-        runs.setdefault("weak teacher", []).append(weak)
-        tables = table, utils.predict_by_index(weak[0], tuning.train)
-        for name, (each, split, how) in controls(labelled, base, *tables, tuning, config).items():
-            arguments = name.replace(" ", "_"), StudentCNN, each, tuning, split, folder
-            runs.setdefault(name, []).append(train_control(*arguments, **how))
-    smoothed = {x: runs.pop(f"label smoothing {x:.12g}") for x in config.smoothings}
-    errors = {x: [run.notes["validation_errors"] for _, run in smoothed[x]] for x in smoothed}
-    best = min(errors, key=lambda x: sum(errors[x]))
-    runs["label smoothing"] = smoothed[best]
-    for name, run in ((x, run) for x, of_seeds in runs.items() for run in of_seeds):
-        logits = {"teacher": answers, name: utils.predict(run[0], data.test)}
-        rows += utils.rows({name: run}, logits, data)
-    pairs = zip(runs["alpha 1"], runs["baseline"], strict=True)
-    same = [utils.digest(one) == utils.digest(other) for (one, _), (other, _) in pairs]
-    changed = [int((table[x.index].argmax(-1) != x.label).sum()) for x, _ in students]
-    names = [x for x in runs if x not in ("baseline", "weak teacher")]
-    more = {"validation": count, "smoothing": best, "smoothing_errors": errors}
-    more |= {"alpha_1_is_baseline": same, "pseudo_labels_changed": changed}
-    report = utils.write_results(config, data, rows, utils.draw_gains(rows, names, data), more)
-    lines = {name: utils.compare(rows, name, "baseline", data) for name in names}
-    lines["alpha 1 is the baseline, bit for bit"] = f"{sum(same)} of {len(same)} seeds"
-    lines["Label smoothing"] = f"{best:g}, chosen on {count:,} validation images"
-    utils.summary(report, data, lines)
-    return report
+    run = experiment.start(config)
+    config = fill_in_defaults(config, run.data)
+    require(config.smoothings, "--smoothings: must name one strength or more")
+    # The last training images become validation images. No network is trained on them.
+    tuning = hold_out(run.data, config.validation, "--validation")
+    for_teacher = strong_teacher_recipe(config, tuning)
+    settings = []
+    for seed in run.seeds(config.seeds):
+        labelled = take_labels(tuning.train, config.labels, seed)
+        settings.append((labelled, student_recipe(config, seed, len(labelled.label))))
+
+    experiment.print_heading(f"TEACHER: {len(tuning.train.label):,} labels")
+    if config.teacher:
+        fresh = TeacherCNN(tuning.classes, rngs=nnx.Rngs(0))
+        teacher = run.take_teacher(fresh, tuning.train)
+    else:
+        teacher = train_teacher(tuning, for_teacher, run)
+    teacher_logits = predict_by_index(teacher, tuning.train)
+    teacher_test_logits = predict(teacher, run.data.test)
+    add_control_row("teacher", teacher, teacher_test_logits, tuning, run)
+
+    same_bits = []  # whether alpha 1 is the baseline
+    changed = []  # how many of the labels the teacher contradicts
+    smoothed_students = {smoothing: [] for smoothing in config.smoothings}
+    for labelled, recipe in settings:
+        for_weak_teacher = weak_teacher_recipe(for_teacher, recipe)
+        weak_teacher, students, smoothed = train_controls_of_one_seed(
+            teacher_logits, labelled, recipe, for_weak_teacher, tuning, config, run
+        )
+        add_control_row("weak teacher", weak_teacher, teacher_test_logits, tuning, run)
+        for name, student in students.items():
+            add_control_row(name, student, teacher_test_logits, tuning, run)
+        for smoothing, student in smoothed.items():
+            smoothed_students[smoothing].append(student)
+
+        alpha_1 = experiment.fingerprint(students["alpha 1"])
+        baseline = experiment.fingerprint(students["baseline"])
+        same_bits.append(alpha_1 == baseline)
+        pseudo_labels = label_by_teacher(labelled, teacher_logits).label
+        changed.append(int((pseudo_labels != labelled.label).sum()))
+
+    # Validation images choose the strength. The students of the other strengths never meet a test
+    # image, and get no row.
+    smoothing, smoothing_errors = choose_smoothing(smoothed_students, tuning)
+    for student in smoothed_students[smoothing]:
+        add_control_row("label smoothing", student, teacher_test_logits, tuning, run)
+
+    measured = {
+        "validation": config.validation,
+        "smoothing": smoothing,
+        "smoothing_errors": smoothing_errors,
+        "alpha_1_is_baseline": same_bits,
+        "pseudo_labels_changed": changed,
+    }
+    return report_controls(run, measured)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

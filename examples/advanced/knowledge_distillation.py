@@ -1,63 +1,95 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """Temperature and alpha, tuned: a whole grid of students, trained at once by one program.
 
-A student for every pair of temperature and alpha, and for several seeds: one jitted step, over
-their stacked weights, trains all of them, and each ends as it would alone. Validation images choose
-the pair; test images then score it once, beside the default and the baseline.
+There is a student for every pair of temperature and alpha, and for several seeds. One jitted step
+trains all of them, over their stacked weights, and each ends as it would alone. Validation images
+choose the pair; the test images then score it once, beside the default and the baseline.
 
     python examples/advanced/knowledge_distillation.py                           # 12 minutes
     python examples/advanced/knowledge_distillation.py --labels 250 1000 5000    # 40 minutes
+    python examples/advanced/knowledge_distillation.py --quick                   # a first look
 
-On 2 CPU cores. Hinton, Vinyals, Dean: Distilling the Knowledge..., 2015, arXiv:1503.02531.
+Times are for 2 CPU cores.
+Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 
 import dataclasses
+import functools
 import itertools
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the shared modules lie one folder up
+
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # utils.py lies one folder up
-
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from utils import (
+    Split,
+    batches,
+    check_batch_size,
+    count_params,
+    evaluate,
+    hold_out,
+    predict,
+    predict_by_index,
+    require,
+    take_labels,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/advanced_knowledge_distillation"  # for results, figure and checkpoints
-    temperatures: tuple[float, ...] | None = None  # of the grid; else 1 2 3 5 8 20, quick 1 3
-    alphas: tuple[float, ...] | None = None  # of the grid; else 0 0.1 0.5 0.9 1, quick 0.5 1
-    labels: tuple[str, ...] | None = None  # a grid for each; else 1000, digits 300, quick 200
-    seed: int = 1  # first of the students' seeds: labelled images, initial weights, batches
-    seeds: int = 3  # of the grid; students of one seed share start and batches
-    test_seeds: int = 5  # further ones, for the comparison on test images
-    epochs: int | None = None  # of each student; else what the labels need
-    batch_size: int | None = None  # of the students, images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of the students: peak (else by labels) or constant (1e-3)
-    schedule: str = "onecycle"  # of the students' learning rate: onecycle or constant
-    teacher: str | None = None  # output folder of a run with this data whose teacher to use
-    teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    validation: int | None = None  # so many training images choose the pair; else a sixth
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, a small grid
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/advanced_knowledge_distillation"
+    """Folder for results, figure, weights and checkpoints."""
+    temperatures: Annotated[tuple[float, ...] | None, Range(0.001, 10_000), OPEN] = None
+    """Temperatures of the grid (default: 1 2 3 5 8 20; quick 1 3)."""
+    alphas: Annotated[tuple[float, ...] | None, Range(0, 1), OPEN] = None
+    """Alphas of the grid: weights of the labels in the loss (default: 0 0.1 0.5 0.9 1; quick 0.5
+    1)."""
+    labels: Annotated[tuple[int | Literal["all"], ...] | None, Range(10), OPEN] = None
+    """Labelled images of a student, or all; several numbers for a grid each (default: 1000; digits
+    300; quick 200)."""
+    seed: Seed = 1
+    """First seed of the students: labelled images, initial weights, order of batches."""
+    seeds: Annotated[int, Range(2, 100)] = 3
+    """Number of seeds in the grid, one after another."""
+    test_seeds: Annotated[int, Range(2, 100)] = 5
+    """Number of the seeds after those, for the comparison on test images."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each student (default: chosen by the number of labels)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of the students' learning rate: rising and falling in one cycle, or constant."""
+    teacher: Annotated[str | None, OPEN] = None
+    """Output folder of a run whose teacher to take (default: train one)."""
+    teacher_seed: Seed = 0
+    """Seed of the teacher: initial weights, dropout, order of batches."""
+    validation: Annotated[int | None, Range(1), OPEN] = None
+    """Training images that are set aside to choose the pair (default: a sixth of them)."""
 
 
 # %% Models
-# Those of script 15, the student in another form: stacked, `nnx.Conv` is slow on the CPU.
+# The teacher is that of script 15. The students have the parameters of script 15's student, but
+# compute the convolutions in another way: inside a loop, or stacked, `nnx.Conv` is slow on CPUs.
 
 
 class TeacherCNN(nnx.Module):
@@ -105,40 +137,118 @@ class StackableStudent(nnx.Module):
 
     def __call__(self, x, train=False):
         x = self.bn1(convolve(self.conv1, x), use_running_average=not train)
-        x = self.bn2(convolve(self.conv2, max_pool(nnx.relu(x))), use_running_average=not train)
-        x = max_pool(nnx.relu(x)).reshape(len(x), -1)
+        x = max_pool(nnx.relu(x))
+        x = self.bn2(convolve(self.conv2, x), use_running_average=not train)
+        x = max_pool(nnx.relu(x))
+        x = x.reshape(len(x), -1)
         return self.dense2(nnx.relu(self.dense1(x)))
+
+
+# %% A stack of students
+# Many students are one module, whose arrays have two more axes in front: [seeds, cells]. A cell is
+# a pair of temperature and alpha. Students of one seed start with the same weights.
 
 
 class Students(nnx.Module):
     """A stack [seeds, cells] of StackableStudent; those of one seed all have the same start."""
 
-    def __init__(self, seeds, cells):
-        def make(key):
-            return StackableStudent(rngs=nnx.Rngs(key))
+    def __init__(self, seeds, cells, num_classes=10):
+        def make_student(key):
+            return StackableStudent(num_classes, rngs=nnx.Rngs(key))
 
-        of_a_seed = nnx.vmap(make, in_axes=None, axis_size=cells)
-        self.stack = nnx.vmap(of_a_seed)(jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32)))
+        make_cells = nnx.vmap(make_student, in_axes=None, axis_size=cells)
+        make_stack = nnx.vmap(make_cells)
+        keys = jax.vmap(jax.random.key)(jnp.array(seeds, jnp.uint32))
+        self.stack = make_stack(keys)
 
     def __call__(self, x, train=False):
         """Images [B, 28, 28, 1] to logits [seeds, cells, B, C]."""
-        of_a_seed = nnx.vmap(lambda student, x: student(x, train), in_axes=(0, None))
-        return nnx.vmap(of_a_seed, in_axes=(0, None))(self.stack, x)
+
+        def answer(student, x):
+            return student(x, train)
+
+        answers_of_cells = nnx.vmap(answer, in_axes=(0, None))
+        answers_of_seeds = nnx.vmap(answers_of_cells, in_axes=(0, None))
+        return answers_of_seeds(self.stack, x)
 
 
-# %% Loss and steps
+def stacked_batches(splits, batch_size, seeds, epoch, **tables):
+    """`batches` of several splits side by side, each shuffled by its own seed: dicts of arrays
+    [splits, B, ...]."""
+    epochs = []
+    for split, seed in zip(splits, seeds, strict=True):
+        epochs.append(batches(split, batch_size, seed, epoch, **tables))
+    for side_by_side in zip(*epochs, strict=True):
+        yield {key: np.stack([batch[key] for batch in side_by_side]) for key in side_by_side[0]}
+
+
+def join(splits):
+    """The images of several splits in one."""
+    return Split(
+        np.concatenate([split.image for split in splits]),
+        np.concatenate([split.label for split in splits]),
+        np.concatenate([split.index for split in splits]),
+    )
+
+
+def count_errors(students, split):
+    """The errors of each student of a stack on a split: integers [seeds, cells]."""
+    logits = predict(students, split, batch_size=64)  # [seeds, cells, N, C]
+    return (logits.argmax(-1) != split.label).sum(-1)
+
+
+# %% Loss
+# Two parts: what the label says, and what the teacher says. Logits of low precision are taken to
+# float32 first, where the teacher's small probabilities survive.
+
+
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
+    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
+    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
 
 
 def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
     """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
-    # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
-    student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
+    hard = hard_loss(student_logits, labels)
+    soft = soft_loss(student_logits, teacher_logits, temperature)
     # total = α · hard + (1 − α) · soft
     return alpha * hard + (1 - alpha) * soft, hard, soft
+
+
+# %% Steps
+# `train_step` trains the teacher on the labels. `students_step` trains all students: it takes the
+# gradient of one student's loss along both axes of the stack, and updates all weights at once.
 
 
 @nnx.jit
@@ -147,8 +257,7 @@ def train_step(model, optimizer, batch):
 
     def loss_fn(model):
         logits = model(batch["image"], train=True)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), logits
+        return hard_loss(logits, batch["label"]), logits
 
     (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
@@ -157,8 +266,10 @@ def train_step(model, optimizer, batch):
 
 def student_loss(student, batch, temperature, alpha):
     """The loss of one student on a batch [B, ...], and its parts."""
-    logits, targets = student(batch["image"], train=True), batch["teacher_logits"]
-    loss, hard, soft = distillation_loss(logits, targets, batch["label"], temperature, alpha)
+    logits = student(batch["image"], train=True)
+    loss, hard, soft = distillation_loss(
+        logits, batch["teacher_logits"], batch["label"], temperature, alpha
+    )
     return loss, {"loss": loss, "hard_loss": hard, "soft_loss": soft}
 
 
@@ -166,128 +277,287 @@ def student_loss(student, batch, temperature, alpha):
 def students_step(students, optimizer, batch, temperatures, alphas):
     """One step of all students, on a batch [seeds, B, ...]. Returns their losses [seeds, cells]."""
     # On a CPU they take turns, as its caches hold what one of them needs; elsewhere all go at once.
-    each = nnx.scan if jax.default_backend() == "cpu" else nnx.vmap
-    gradients = nnx.grad(student_loss, has_aux=True)
+    for_each = nnx.scan if jax.default_backend() == "cpu" else nnx.vmap
+    gradient = nnx.grad(student_loss, has_aux=True)
     # The students of one seed share its batch; each has a temperature and an alpha of its own.
-    of_a_seed = each(gradients, in_axes=(0, None, 0, 0), out_axes=0)
-    of_all = each(of_a_seed, in_axes=(0, 0, None, None), out_axes=0)
-    grads, losses = of_all(students.stack, batch, temperatures, alphas)
+    for_each_cell = for_each(gradient, in_axes=(0, None, 0, 0), out_axes=0)
+    for_each_seed = for_each(for_each_cell, in_axes=(0, 0, None, None), out_axes=0)
+    grads, losses = for_each_seed(students.stack, batch, temperatures, alphas)
     optimizer.update(students, nnx.State({"stack": grads}))  # Adam treats each weight by itself
     return losses
 
 
 # %% Training
+# `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step`
+# is `nnx.cached_partial`: it fills the networks in, and spreads the work over the CPU's cores.
+# The teacher is scored on the validation images. The stack is scored once, after its training.
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
-    rate = recipe.learning_rate
-    if recipe.schedule == "onecycle":
-        steps = recipe.epochs * (images // recipe.batch_size)
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    return nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def evaluate(model, split):
-    """The accuracy over all images of a split, and the logits [N, C] behind it."""
-    logits = utils.predict(model, split)
-    return (logits.argmax(-1) == split.label).mean(), logits
-
-
-def train_teacher(data, recipe, output_dir):
-    """Trains the teacher on all labels. Returns it and its `utils.Phase`."""
-    teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
+def train_teacher(data, recipe, run):
+    """Trains the teacher on the labels of all training images."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
-    phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = utils.bind(train_step, teacher, optimizer)
-    for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
-        for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
-            phase.log(step(batch))
-    return teacher, phase
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
 
 
-def train_students(name, teacher, data, labels, seeds, cells, config):
-    """Trains a student for each seed and (temperature, alpha) of cells: [seeds, cells]."""
-    splits = [utils.take_labels(data.train, labels, seed) for seed in seeds]
+def train_stack(name, teacher, splits, seeds, cells, recipe, num_classes, run):
+    """Trains a student for each seed and each cell, all at once. Returns the Students.
+
+    Args:
+      name: of this training, such as "grid, 1000 labels".
+      splits: for each seed the labelled images of its students.
+      cells: pairs (temperature, alpha).
+      recipe: how each student is trained. Its seed is the first of `seeds`.
+    """
+    students = Students(seeds, len(cells), num_classes)
     images = len(splits[0].label)
-    recipe = student_recipe(config, images)._replace(seed=seeds[0])
-    students = Students(seeds, len(cells))
     optimizer = make_optimizer(students, recipe, images)
-    how = {"labels": images, "seeds": seeds, "cells": cells, "teacher": utils.digest(teacher)}
-    phase = utils.Phase(name, config.output_dir, recipe, data, **how)
-    seen = utils.Split(*map(np.concatenate, zip(*splits, strict=True)))
-    tables = {"teacher_logits": utils.predict_by_index(teacher, seen)}
-    temperatures, alphas = np.array(cells, np.float32).T
-    step = utils.bind(students_step, students, optimizer, axis=1)
-    for epoch in phase.epochs(students, optimizer, None):
-        for batch in utils.stacked_batches(splits, recipe.batch_size, seeds, epoch, **tables):
-            phase.log(step(batch, temperatures, alphas))
-    return students, phase
+    # A step of the stack takes a batch of every seed, so an epoch has the steps of one split.
+    training = Training(run, name, students, optimizer, recipe, splits[0])
+
+    # The teacher's logits are computed once for the images of all seeds, and looked up by index.
+    tables = {}
+    if not training.finished:
+        tables["teacher_logits"] = predict_by_index(teacher, join(splits))
+    step = compile_step(students_step, students, optimizer, axis=1)  # axis 0 is that of the seeds
+    temperatures = np.array([temperature for temperature, _ in cells], np.float32)
+    alphas = np.array([alpha for _, alpha in cells], np.float32)
+
+    for epoch in training.epochs():
+        for batch in stacked_batches(splits, recipe.batch_size, seeds, epoch, **tables):
+            training.log(step(batch, temperatures, alphas))
+    return students
+
+
+# %% Settings
+# What a flag leaves open is chosen here. The learning rate and the epochs of the students are those
+# that were searched for T = 3 and alpha = 0.5: they are the same for all pairs.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `student_recipe`."""
+    config = experiment.with_defaults(config, validation=len(data.train.label) // 6)
+    if config.quick:
+        config = experiment.with_defaults(
+            config, labels=(200,), temperatures=(1.0, 3.0), alphas=(0.5, 1.0)
+        )
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=(300,))
+    return experiment.with_defaults(
+        config,
+        labels=(1000,),
+        temperatures=(1.0, 2.0, 3.0, 5.0, 8.0, 20.0),
+        alphas=(0.0, 0.1, 0.5, 0.9, 1.0),
+    )
+
+
+def fixed_teacher_recipe(config, data):
+    """How the teacher is trained: of the flags, only its seed matters."""
+    epochs = 3
+    if data.name == "digits":
+        epochs = 20
+    if config.quick:
+        epochs = 2
+    return Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
+
+
+def student_recipe(config, seed, labels):
+    """How both students of a pair are trained: as the flags say, or else as suits the number of
+    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, config.schedule)
+
+
+def check_settings(config, split):
+    """Raises UserError for settings with which no student can be trained on a part of `split`."""
+    for flag in ("temperatures", "alphas", "labels"):
+        require(getattr(config, flag), f"--{flag}: needs a value")
+    for labels in config.labels:
+        labelled = take_labels(split, labels, config.seed)
+        student_recipe(config, config.seed, len(labelled.label))
+
+
+# %% Choice and comparison
+# The choice sees the validation images only. The comparison has students of other seeds, which took
+# no part in the choice, and is the only one that sees the test images.
+
+
+def search_grid(labels, cells, seeds, teacher, tuning, config, run):
+    """Trains students of all cells on so many labels, and chooses the cell that does best.
+
+    Returns a dict: the chosen cell, the errors on the validation images [seeds][cells], and the
+    losses of the last epoch (a list of one, or of none if there was no epoch).
+    """
+    heading = f"{labels} LABELS: {len(cells)} pairs of T and alpha, {len(seeds)} seeds"
+    experiment.print_heading(heading)
+    splits = [take_labels(tuning.train, labels, seed) for seed in seeds]
+    recipe = student_recipe(config, seeds[0], len(splits[0].label))
+    students = train_stack(
+        f"grid, {labels} labels", teacher, splits, seeds, cells, recipe, tuning.classes, run
+    )
+    errors = count_errors(students, tuning.test)
+    chosen = cells[errors.mean(axis=0).argmin()]  # the first, if several are best
+    history = run.training_of(students).history
+    return {"chosen": chosen, "errors": errors.tolist(), "last": history[-1:]}
+
+
+def compare_on_test_images(labels, chosen, seeds, teacher, tuning, config, run):
+    """Trains students of the chosen cell, the default cell and the baseline on so many labels, and
+    adds their rows to the results. Returns lines for the summary."""
+    temperature, alpha = chosen
+    title = f"T = {temperature:g}, alpha = {alpha:g}"
+    experiment.print_heading(f"{labels} LABELS: {title} on {run.data.scored_on} images")
+    cells = {
+        f"chosen, {labels} labels": chosen,
+        f"default, {labels} labels": (3.0, 0.5),
+        f"baseline, {labels} labels": (1.0, 1.0),  # alpha = 1: the teacher has no weight
+    }
+    splits = [take_labels(tuning.train, labels, seed) for seed in seeds]
+    recipe = student_recipe(config, seeds[0], len(splits[0].label))
+    students = train_stack(
+        f"final, {labels} labels", teacher, splits, seeds, list(cells.values()), recipe,
+        tuning.classes, run,
+    )  # fmt: skip
+    add_rows_of_stack(cells, seeds, students, run)
+    chosen_name, *other_names = cells
+    return {f"{title} − {other}": run.compare(chosen_name, other) for other in other_names}
+
+
+def add_rows_of_stack(cells, seeds, students, run):
+    """Adds a row to the results for each student of a stack, from {name: (temperature, alpha)}."""
+    training, split, scored_on = run.training_of(students), run.data.test, run.data.scored_on
+    errors = count_errors(students, split)  # [seeds, cells]
+    for j, (name, (temperature, alpha)) in enumerate(cells.items()):
+        for i, seed in enumerate(seeds):
+            own = {"seed": seed, "temperature": temperature, "alpha": alpha}
+            row = {
+                "name": name,
+                "seed": seed,
+                "params": count_params(students) // errors.size,
+                f"{scored_on}_accuracy": 1 - int(errors[i, j]) / len(split.label),
+                f"{scored_on}_errors": int(errors[i, j]),
+                "seconds": training.seconds / errors.size,  # its share of the whole stack's
+                "settings": {**training.settings, **own},
+            }
+            run.rows.append(row)
+
+
+# %% Figure
+# A row of heat maps for each number of labels, over temperature and alpha: mean accuracy on the
+# validation images, and both parts of the loss. A frame marks the chosen pair.
+
+
+def draw(grids, cells, tuning):
+    """The figure of what `search_grid` returned for each number of labels."""
+    figure = Figure(figsize=(16, 4.2 * len(grids)), layout="constrained")
+    rows = figure.subplots(len(grids), 3, squeeze=False)
+    for (of_accuracy, of_hard, of_soft), (labels, grid) in zip(rows, grids.items(), strict=True):
+        chosen = grid["chosen"]
+        accuracies = 100 - 100 * np.mean(grid["errors"], axis=0) / len(tuning.test.label)
+        draw_heat_map(of_accuracy, accuracies, cells, chosen, Normalize(), "viridis", 2)
+        of_accuracy.set(title=f"{labels} labels: {tuning.scored_on} accuracy, %")
+        if not grid["last"]:  # no epoch, no losses
+            continue
+        # Losses differ by orders of magnitude. A scale of logarithms cannot show a 0.
+        hard = np.maximum(np.mean(grid["last"][0]["hard_loss"], axis=0), 1e-9)
+        soft = np.maximum(np.mean(grid["last"][0]["soft_loss"], axis=0), 1e-9)
+        draw_heat_map(of_hard, hard, cells, chosen, LogNorm(), "magma_r", 3)
+        draw_heat_map(of_soft, soft, cells, chosen, LogNorm(), "magma_r", 3)
+        of_hard.set(title=f"{labels} labels: training hard loss, last epoch")
+        of_soft.set(title=f"{labels} labels: training soft loss, last epoch")
+    return figure
+
+
+def draw_heat_map(axes, values, cells, chosen, norm, colours, decimals):
+    """A heat map of the values [cells], with a frame around the chosen cell."""
+    temperatures = sorted({temperature for temperature, _ in cells})
+    alphas = sorted({alpha for _, alpha in cells})
+    table = np.full((len(alphas), len(temperatures)), np.nan)
+    for (temperature, alpha), value in zip(cells, values, strict=True):
+        table[alphas.index(alpha), temperatures.index(temperature)] = value
+    image = axes.imshow(table, norm=norm, cmap=colours, origin="lower", aspect="auto")
+    for (i, j), value in np.ndenumerate(table):
+        brightness = np.mean(image.cmap(norm(value))[:3])
+        colour = "white" if brightness < 0.5 else "black"
+        axes.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", color=colour)
+    corner = temperatures.index(chosen[0]) - 0.5, alphas.index(chosen[1]) - 0.5
+    axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2.5))
+    axes.set(xlabel="temperature T", ylabel="alpha")
+    axes.set_xticks(range(len(temperatures)), [f"{x:g}" for x in temperatures])
+    axes.set_yticks(range(len(alphas)), [f"{x:g}" for x in alphas])
+    axes.figure.colorbar(image, ax=axes)
 
 
 # %% Main
-
-
-def student_recipe(config, labels):
-    """A student's recipe, from flags or else from the number of labels. 1,000 labels and nearly
-    all were searched on validation images; a power law joins their epochs, 60 and 4."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
-    rate = utils.given(config.learning_rate, rate)
-    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", batch_size, labels)
-    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
-
-
-def plan(config, data):
-    """The teacher's recipe, the numbers of labels, all seeds, and the cells of the grid."""
-    quick, digits = config.quick, data.name == "digits"
-    recipe = Recipe(config.teacher_seed, 2 if quick else 20 if digits else 3, 128, 5e-3, "onecycle")
-    budgets = config.labels or ("200" if quick else "300" if digits else "1000",)
-    for labels in budgets:  # finds what cannot be before anything is trained
-        student_recipe(config, len(utils.take_labels(data.train, labels, 0).label))
-    seeds = [(config.seed + i) % 2**32 for i in range(config.seeds + config.test_seeds)]
-    t, a = ((1, 3), (0.5, 1)) if quick else ((1, 2, 3, 5, 8, 20), (0, 0.1, 0.5, 0.9, 1))
-    cells = itertools.product(config.temperatures or t, config.alphas or a)
-    return recipe, budgets, (seeds[: config.seeds], seeds[config.seeds :]), list(cells)
+# One teacher, then for each number of labels the grid, and the comparison of the pair that it
+# chose. Neither the teacher nor any student is trained on a validation image.
 
 
 def main(config):
-    data = utils.start(config)
-    count = utils.given(config.validation, len(data.train.label) // 6)
-    tuning = utils.hold_out(data, count, "--validation")  # the teacher does without them, too
-    for_teacher, budgets, (seeds, test_seeds), cells = plan(config, tuning)
-    utils.banner(f"TEACHER: {len(tuning.train.label):,} labels")
-    teacher = TeacherCNN(rngs=nnx.Rngs(0))
-    if not utils.find_run("teacher", teacher, for_teacher, tuning, config):
-        teacher, _ = train_teacher(tuning, for_teacher, config.output_dir)
-    grids, rows, lines = {}, [], {}
-    for labels in budgets:
-        utils.banner(f"{labels} LABELS: {len(cells)} pairs of T and alpha, {len(seeds)} seeds")
-        students, phase = train_students("grid", teacher, tuning, labels, seeds, cells, config)
-        errors = utils.count_errors(students, tuning.test, 64)
-        t, a = chosen = cells[errors.mean(0).argmin()]
-        grids[labels] = {"chosen": chosen, "errors": errors.tolist(), "last": phase.history[-1:]}
-        utils.banner(f"{labels} LABELS: T = {t:g}, alpha = {a:g} on test images")
-        how = labels, test_seeds, [chosen, (3.0, 0.5), (1.0, 1.0)], config
-        students, phase = train_students("final", teacher, tuning, *how)
-        names = [f"{name}, {labels} labels" for name in ("chosen", "default", "baseline")]
-        rows += utils.stack_rows(names, test_seeds, students, phase, data)
-        for x in names[1:]:
-            lines[f"T = {t:g}, alpha = {a:g} − {x}"] = utils.compare(rows, names[0], x, data)
-    figure, more = utils.draw_grids(grids, cells, tuning), {"cells": cells, "grids": grids}
-    report = utils.write_results(config, data, rows, figure, more | {"validation": count})
-    utils.summary(report, data, lines)
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    # The last training images become validation images, which stand in place of the test images.
+    tuning = hold_out(data, config.validation, "--validation")
+    check_settings(config, tuning.train)
+    cells = list(itertools.product(config.temperatures, config.alphas))
+    all_seeds = run.seeds(config.seeds + config.test_seeds)
+    grid_seeds = all_seeds[: config.seeds]
+    test_seeds = all_seeds[config.seeds :]
+
+    experiment.print_heading(f"TEACHER: {len(tuning.train.label):,} labels")
+    if config.teacher:
+        fresh = TeacherCNN(tuning.classes, rngs=nnx.Rngs(0))
+        teacher = run.take_teacher(fresh, tuning.train)
+    else:
+        teacher = train_teacher(tuning, fixed_teacher_recipe(config, data), run)
+
+    grids = {}
+    summary = {}
+    for labels in config.labels:
+        grid = search_grid(labels, cells, grid_seeds, teacher, tuning, config, run)
+        lines = compare_on_test_images(
+            labels, grid["chosen"], test_seeds, teacher, tuning, config, run
+        )
+        grids[str(labels)] = grid
+        summary.update(lines)
+
+    figure = draw(grids, cells, tuning)
+    return run.finish(figure, summary, cells=cells, grids=grids, validation=config.validation)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

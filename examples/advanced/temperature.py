@@ -1,59 +1,71 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
-#   "orbax-checkpoint>=0.12,<0.13", "numpy>=2.2,<3", "tqdm>=4.66,<5", "matplotlib>=3.9,<4",
+#   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """What the temperature does: why the soft loss carries T², and where a high T leads.
 
-Two claims of the paper are checked on a trained teacher and a student. The gradient of the soft
-loss falls as 1/T², and the factor T² keeps it level. And as T grows, the soft targets approach
-(1 + (z − mean z) / T) / C, so that matching them becomes matching logits.
+Two claims of the paper are checked on a trained teacher and a student. The first: the gradient of
+the soft loss falls as 1/T², and the factor T² keeps it level. The second: as T grows, the soft
+targets approach (1 + (z − mean z) / T) / C, so that matching them becomes matching logits.
 
-    python examples/advanced/temperature.py            # about 3 minutes on 2 CPU cores
-    python examples/advanced/temperature.py --quick    # a first look: under a minute
+    python examples/advanced/temperature.py              # about 3 minutes on 2 CPU cores
+    python examples/advanced/temperature.py --seeds 5    # five students
+    python examples/advanced/temperature.py --quick      # a first look: under a minute
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 
 import dataclasses
+import functools
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # the shared modules lie one folder up
+
+import experiment
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from experiment import OPEN, Range, Recipe, Seed, Training
+from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # utils.py lies one folder up
-
-import utils
-from fast import conv, max_pool  # those of nnx, faster to train on the CPU
+from utils import batches, check_batch_size, evaluate, predict, require, take_labels
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    data_dir: str | None = None  # folder with the four IDX files of the dataset
-    dataset: str = "mnist"  # mnist, fashion_mnist, kmnist, or digits (embedded)
-    output_dir: str = "runs/advanced_temperature"  # for results, figure and checkpoints
-    temperatures: tuple[float, ...] = (1, 2, 3, 5, 8, 20, 50, 100)  # T at which to measure
-    seed: int = 42  # of the student: labelled images, initial weights, batches
-    labels: str | None = None  # the student's, or all; else 1000, digits 300, quick 200
-    epochs: int | None = None  # of the student; else what the labels need
-    batch_size: int | None = None  # of the student, images; else 128, quick 32, or all labels
-    learning_rate: float | None = None  # of the student: peak (else by labels) or constant (1e-3)
-    schedule: str = "onecycle"  # of the student's learning rate: onecycle or constant
-    teacher: str | None = None  # output folder of a run whose teacher to use
-    teacher_seed: int = 0  # of the teacher: initial weights, dropout, batches
-    holdout: int = 0  # score on so many images held out of training, and leave the test set alone
-    quick: bool = False  # a first look: 2,000 training and test images, 200 labels, few steps
+class Config(experiment.CommonFlags):
+    output_dir: str = "runs/advanced_temperature"
+    """Folder for results, figure, weights and checkpoints."""
+    temperatures: Annotated[tuple[float, ...], Range(0.001, 10_000)] = (1, 2, 3, 5, 8, 20, 50, 100)
+    """Temperatures at which to measure."""
+    seed: Seed = 42
+    """Seed of the first student: labelled images, initial weights, order of batches."""
+    seeds: Annotated[int | None, Range(1, 100), OPEN] = None
+    """Number of students, with seeds one after another (default: 1)."""
+    labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
+    """Labelled images of a student, or all (default: 1000; digits 300; quick 200)."""
+    epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
+    """Epochs of each student (default: chosen by the number of labels)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+    """Course of the students' learning rate: rising and falling in one cycle, or constant."""
+    teacher: Annotated[str | None, OPEN] = None
+    """Output folder of a run whose teacher to take (default: train one)."""
+    teacher_seed: Seed = 0
+    """Seed of the teacher: initial weights, dropout, order of batches."""
 
 
 # %% Models
+# The teacher and the student of script 15.
 
 
 class TeacherCNN(nnx.Module):
@@ -99,19 +111,45 @@ class StudentCNN(nnx.Module):
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
-# %% Loss and step
+# %% Losses and step
+# Teacher and student are trained on the hard loss alone. The soft loss is not trained on here: its
+# gradient is measured.
 
 
-def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, alpha=0.5):
-    """The loss of Hinton et al. (2015), from logits [B, C] and labels [B]: (total, hard, soft)."""
-    # hard = −log p_student[label] at T = 1, mean over the batch
-    hard = optax.losses.softmax_cross_entropy_with_integer_labels(student_logits, labels).mean()
+def at_least_float32(logits):
+    """The logits in float32, or in float64 if that is what they are."""
+    logits = jnp.asarray(logits)
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def hard_loss(logits, labels):
+    """Cross-entropy of logits [B, C] with labels [B], the mean over the batch.
+
+    Raises ValueError where their shapes do not fit.
+    """
+    logits = at_least_float32(logits)
+    if jnp.shape(labels) != logits.shape[:-1]:
+        raise ValueError(
+            f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
+        )
+    # hard = −log p[label] at T = 1, mean over the batch
+    return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def soft_loss(student_logits, teacher_logits, temperature=3.0):
+    """How far the student is from the teacher's soft targets; logits [B, C] of both.
+
+    Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
+    """
+    student_logits = at_least_float32(student_logits)
+    teacher_logits = jax.lax.stop_gradient(at_least_float32(teacher_logits))
+    if student_logits.shape != teacher_logits.shape:
+        shapes = f"student_logits {student_logits.shape}, teacher_logits {teacher_logits.shape}"
+        raise ValueError(f"{shapes}: must be of the same shape [B, C]")
     # soft = T² · KL(p_teacher ‖ p_student), both at temperature T, mean over the batch
-    teacher_probs = jax.nn.softmax(jax.lax.stop_gradient(teacher_logits) / temperature)
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
     student_log_probs = jax.nn.log_softmax(student_logits / temperature)
-    soft = temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
-    # total = α · hard + (1 − α) · soft
-    return alpha * hard + (1 - alpha) * soft, hard, soft
+    return temperature**2 * optax.losses.kl_divergence(student_log_probs, teacher_probs).mean()
 
 
 @nnx.jit
@@ -120,8 +158,7 @@ def train_step(model, optimizer, batch):
 
     def loss_fn(model):
         logits = model(batch["image"], train=True)
-        losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), logits
+        return hard_loss(logits, batch["label"]), logits
 
     (loss, logits), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
     optimizer.update(model, grads)
@@ -129,165 +166,284 @@ def train_step(model, optimizer, batch):
 
 
 # %% Training
+# `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step`
+# is `nnx.cached_partial`: it fills the networks in, and spreads the work over the CPU's cores.
 
 
-class Recipe(NamedTuple):
-    seed: int  # of initial weights, batches and dropout
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    schedule: str
+@functools.cache  # networks of equal recipes share it, and with it the compiled step
+def make_transform(learning_rate, schedule, steps):
+    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
+    if schedule == "onecycle":
+        learning_rate = optax.cosine_onecycle_schedule(max(1, steps), learning_rate)
+    return optax.adam(learning_rate)
 
 
 def make_optimizer(model, recipe, images):
-    """Adam; its rate rises for 30 % of the steps and falls to nearly 0, or is constant."""
-    rate = recipe.learning_rate
-    if recipe.schedule == "onecycle":
-        steps = recipe.epochs * (images // recipe.batch_size)
-        rate = optax.cosine_onecycle_schedule(max(1, steps), rate)
-    return nnx.Optimizer(model, optax.adam(rate), wrt=nnx.Param)
+    """The optimizer for a training on so many images."""
+    steps = recipe.epochs * (images // recipe.batch_size)
+    transform = make_transform(recipe.learning_rate, recipe.schedule, steps)
+    return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def evaluate(model, split):
-    """The accuracy over all images of a split, and the logits [N, C] behind it."""
-    logits = utils.predict(model, split)
-    return (logits.argmax(-1) == split.label).mean(), logits
-
-
-def train_teacher(data, recipe, output_dir):
-    """Trains the teacher on all labels. Returns it and its `utils.Phase`."""
-    teacher = TeacherCNN(rngs=nnx.Rngs(recipe.seed))
+def train_teacher(data, recipe, run):
+    """Trains the teacher on the labels of all training images."""
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(teacher, recipe, len(data.train.label))
-    phase = utils.Phase("teacher", output_dir, recipe, data)
-    step = utils.bind(train_step, teacher, optimizer)
-    for epoch in phase.epochs(teacher, optimizer, lambda: evaluate(teacher, data.test)[0]):
-        for batch in utils.batches(data.train, recipe.batch_size, recipe.seed, epoch):
-            phase.log(step(batch))
-    return teacher, phase
+    step = compile_step(train_step, teacher, optimizer)
+
+    training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
+    for epoch in training.epochs():
+        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, teacher, data.test)
+    return teacher
 
 
-def train_student_baseline(data, labelled, recipe, output_dir):
-    """Trains a student on the labels alone. Returns it and its `utils.Phase`."""
-    student = StudentCNN(rngs=nnx.Rngs(recipe.seed))
+def train_student_baseline(data, labelled, recipe, run):
+    """Trains a student on the labels of the `labelled` images alone."""
+    student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
-    phase = utils.Phase("baseline", output_dir, recipe, data, labels=len(labelled.label))
-    step = utils.bind(train_step, student, optimizer)
-    for epoch in phase.epochs(student, optimizer, lambda: evaluate(student, data.test)[0]):
-        for batch in utils.batches(labelled, recipe.batch_size, recipe.seed, epoch):
-            phase.log(step(batch))
-    return student, phase
+    step = compile_step(train_step, student, optimizer)
 
-
-def student_recipe(config, labels):
-    """A student's recipe, from flags or else from the number of labels. 1,000 labels and nearly
-    all were searched on validation images; a power law joins their epochs, 60 and 4."""
-    epochs = utils.given(config.epochs, 20 if config.quick else round(60 * (1000 / labels) ** 0.66))
-    rate = 1e-3 if config.schedule == "constant" else 4e-2 if labels < 10_000 else 2e-2
-    rate = utils.given(config.learning_rate, rate)
-    batch_size = utils.given(config.batch_size, min(32 if config.quick else 128, labels))
-    utils.check_batch("--batch-size", batch_size, labels)
-    return Recipe(config.seed, epochs, batch_size, rate, config.schedule)
+    training = Training(run, "baseline", student, optimizer, recipe, labelled)
+    for epoch in training.epochs():
+        for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
+            training.log(step(batch))
+        training.score(data.scored_on, evaluate, student, data.test)
+    return student
 
 
 # %% The gradient of the soft loss
+# The first claim. The gradient is that of a training step on 500 labelled images. The soft loss has
+# the factor T², so its gradient divided by T² is the gradient without the factor.
 
 
 @nnx.jit
-def gradient_norm(student, teacher_logits, batch, temperature):
-    """The norm, over all weights, of the gradient of the soft loss with its factor T²."""
+def soft_gradient_norm(student, teacher_logits, image, temperature):
+    """The norm, over all weights, of the gradient of the soft loss, from images [B, 28, 28, 1] and
+    the teacher's logits [B, C] for them."""
 
-    def soft_loss(student):
-        logits = student(batch["image"], train=True)  # as in a training step
-        return distillation_loss(logits, teacher_logits, batch["label"], temperature)[2]
+    def loss_fn(student):
+        student_logits = student(image, train=True)  # as in a training step
+        return soft_loss(student_logits, teacher_logits, temperature)
 
-    return optax.tree.norm(nnx.grad(soft_loss)(student))
+    return optax.tree.norm(nnx.grad(loss_fn)(student))
 
 
-def gradient_norms(student, teacher, split, temperatures):
-    """{with_t2, without_t2: [temperatures]} on the first 500 images of a split."""
-    split = split.take(slice(500))
-    batch = {"image": jnp.array(split.image / np.float32(255)), "label": jnp.array(split.label)}
-    logits = utils.predict(teacher, split)
-    norms = [float(gradient_norm(student, logits, batch, float(t))) for t in temperatures]
-    without = [norm / t**2 for norm, t in zip(norms, temperatures, strict=True)]
-    return {"with_t2": norms, "without_t2": without}
+def measure_gradient(student, teacher, labelled, temperatures):
+    """The norms with T² and without it, two lists [temperatures], on the first 500 images."""
+    split = labelled.take(slice(500))
+    image = jnp.array(split.image / np.float32(255))
+    teacher_logits = predict(teacher, split)
+    student = nnx.clone(student)  # a step changes BatchNorm's statistics
+    with_t2 = []
+    without_t2 = []
+    for temperature in temperatures:
+        norm = float(soft_gradient_norm(student, teacher_logits, image, float(temperature)))
+        with_t2.append(norm)
+        without_t2.append(norm / temperature**2)
+    return with_t2, without_t2
 
 
 # %% The limit of high temperatures
+# The second claim, once for the soft targets themselves, and once for the soft loss's gradient with
+# respect to the student's logits.
 
 
 def distance_from_limit(logits, temperature):
-    """How far the soft targets [N, C] are from their limit: the mean of max |p − limit| · C."""
+    """How far the soft targets are from their limit, from logits [N, C]: the largest difference of
+    each image in units of a uniform probability 1 / C, the mean over the images."""
+    classes = logits.shape[-1]
     soft_targets = jax.nn.softmax(logits / temperature)
     # limit = (1 + (z − mean z) / T) / C
-    limit = (1 + (logits - logits.mean(-1, keepdims=True)) / temperature) / logits.shape[-1]
-    return float(np.abs(soft_targets - limit).max(-1).mean() * logits.shape[-1])
+    limit = (1 + (logits - logits.mean(-1, keepdims=True)) / temperature) / classes
+    return float(np.abs(soft_targets - limit).max(-1).mean() * classes)
 
 
 def distance_from_matching(student_logits, teacher_logits, temperature):
-    """How far the soft loss's gradient with respect to the logits [N, C], without T², is from its
-    limit, the gradient of matching centred logits: relative to the limit."""
-    p, q = (jax.nn.softmax(z / temperature) for z in (teacher_logits, student_logits))
-    v, z = (x - x.mean(-1, keepdims=True) for x in (teacher_logits, student_logits))
-    # gradient = (q − p) / T, limit = (z − v) / (C · T²)
-    gradient, limit = (q - p) / temperature, (z - v) / (z.shape[-1] * temperature**2)
+    """How far the gradient of the soft loss without T² with respect to the student's logits [N, C]
+    is from its limit, the gradient of matching centred logits: relative to the limit."""
+    classes = student_logits.shape[-1]
+    teacher_probs = jax.nn.softmax(teacher_logits / temperature)
+    student_probs = jax.nn.softmax(student_logits / temperature)
+    teacher_centred = teacher_logits - teacher_logits.mean(-1, keepdims=True)
+    student_centred = student_logits - student_logits.mean(-1, keepdims=True)
+    # gradient = (p_student − p_teacher) / T
+    gradient = (student_probs - teacher_probs) / temperature
+    # limit = (z_student − z_teacher) / (C · T²), both centred
+    limit = (student_centred - teacher_centred) / (classes * temperature**2)
     return float(np.linalg.norm(gradient - limit) / np.linalg.norm(limit))
 
 
-# %% Main
+# %% What is measured of a student
+# Of every student, at every temperature. The gradient over the weights is measured twice: with the
+# initial weights, and with those at the end of the training.
+
+MEASURES = {  # name in results.json: name in the summary
+    "with_t2_start": "Gradient at start, with T²",
+    "without_t2_start": "Gradient at start, without T²",
+    "with_t2_end": "Gradient at end, with T²",
+    "without_t2_end": "Gradient at end, without T²",
+    "from_matching": "Gradient, from logit matching",
+}
 
 
-def draw(found, logits):
-    """Gradient norms over T; one image's soft targets on their way to the limit; the distances."""
+def measure_student(student, logits, teacher, teacher_logits, labelled, seed, temperatures):
+    """The MEASURES of a trained student: dict of lists [temperatures].
+
+    Args:
+      logits, teacher_logits: of the student and the teacher on the test images, [N, C].
+      labelled: the images that the student was trained on.
+      seed: of the student's initial weights.
+    """
+    untrained = StudentCNN(logits.shape[-1], rngs=nnx.Rngs(seed))
+    with_t2_start, without_t2_start = measure_gradient(untrained, teacher, labelled, temperatures)
+    with_t2_end, without_t2_end = measure_gradient(student, teacher, labelled, temperatures)
+    from_matching = [distance_from_matching(logits, teacher_logits, t) for t in temperatures]
+    return {
+        "with_t2_start": with_t2_start,
+        "without_t2_start": without_t2_start,
+        "with_t2_end": with_t2_end,
+        "without_t2_end": without_t2_end,
+        "from_matching": from_matching,
+    }
+
+
+# %% Settings
+# What a flag leaves open is chosen here. Epochs and learning rates are those of script 15.
+
+
+def fill_in_defaults(config, data):
+    """The config with a value for every flag that was left open, but those of `student_recipe`."""
+    config = experiment.with_defaults(config, seeds=1)
+    if config.quick:
+        config = experiment.with_defaults(config, labels=200)
+    if data.name == "digits":
+        config = experiment.with_defaults(config, labels=300)
+    return experiment.with_defaults(config, labels=1000)
+
+
+def fixed_teacher_recipe(config, data):
+    """How the teacher is trained: of the flags, only its seed matters."""
+    epochs = 3
+    if data.name == "digits":
+        epochs = 20
+    if config.quick:
+        epochs = 2
+    return Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
+
+
+def student_recipe(config, seed, labels):
+    """How both students of a pair are trained: as the flags say, or else as suits the number of
+    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
+    if config.epochs is not None:
+        epochs = config.epochs
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    if config.schedule == "constant":
+        rate = 1e-3
+    if config.learning_rate is not None:
+        rate = config.learning_rate
+    batch_size = min(32 if config.quick else 128, labels)
+    if config.batch_size is not None:
+        batch_size = config.batch_size
+    check_batch_size("--batch-size", batch_size, labels)
+    return Recipe(seed, epochs, batch_size, rate, config.schedule)
+
+
+# %% Figure
+# Above the gradient norms over T, and the distances from the limit; below one image's soft targets
+# on their way to the limit. Lines are means, points are students.
+
+
+def draw(run, temperatures, teacher_logits):
+    """The figure, from the rows of a run and the teacher's logits [N, C]."""
     figure = Figure(figsize=(15, 8), layout="constrained")
-    grid, temperatures = figure.subplots(2, 3), found["temperatures"]
-    for axes, when in zip(grid[0], ("start", "end"), strict=False):
-        for name, label in (("with_t2", "soft, with T²"), ("without_t2", "soft, without T²")):
-            axes.plot(temperatures, found[f"{name}_{when}"], "o-", label=label)
-        axes.set(title=f"student at the {when} of its training", xscale="log", yscale="log")
+    upper, lower = figure.subplots(2, 3)
+    for axes, moment in zip(upper, ("start", "end"), strict=False):
+        plot_students(axes, run, temperatures, f"with_t2_{moment}", "C0", "soft, with T²")
+        plot_students(axes, run, temperatures, f"without_t2_{moment}", "C1", "soft, without T²")
+        axes.set(title=f"student at the {moment} of its training", xscale="log", yscale="log")
         axes.set(xlabel="temperature T", ylabel="norm of the loss's gradient")
-    for name, label in (("from_limit", "soft targets"), ("from_matching", "gradient")):
-        grid[0, 2].plot(temperatures, found[name], "o-", label=f"{label}, from the limit")
-    grid[0, 2].set(title="distance from the limit T → ∞", xlabel="temperature T")
-    grid[0, 2].set(xscale="log", yscale="log", ylabel="relative distance")
-    z = logits[0]
-    for axes, t in zip(grid[1], (1, 5, 50), strict=True):
-        axes.bar(range(10), jax.nn.softmax(z / t), label=f"T = {t}")
-        axes.plot(range(10), (1 + (z - z.mean()) / t) / 10, "k_", ms=22, mew=2, label="limit")
-        axes.set(xticks=range(10), title="the first image's soft targets", xlabel="class")
-    for axes in grid.flat:
+    [from_limit] = run.values("teacher", "from_limit")
+    upper[2].plot(temperatures, from_limit, "o-", color="C2", label="soft targets, from the limit")
+    plot_students(upper[2], run, temperatures, "from_matching", "C3", "gradient, from the limit")
+    upper[2].set(title="distance from the limit T → ∞", xlabel="temperature T")
+    upper[2].set(xscale="log", yscale="log", ylabel="relative distance")
+
+    logits = teacher_logits[0]
+    classes = np.arange(len(logits))
+    for axes, temperature in zip(lower, (1, 5, 50), strict=True):
+        soft_targets = jax.nn.softmax(logits / temperature)
+        limit = (1 + (logits - logits.mean()) / temperature) / len(logits)
+        axes.bar(classes, soft_targets, label=f"T = {temperature}")
+        axes.plot(classes, limit, "k_", markersize=22, markeredgewidth=2, label="limit")
+        axes.set(xticks=classes, title="the first image's soft targets", xlabel="class")
+    for axes in (*upper, *lower):
         axes.legend()
     return figure
 
 
+def plot_students(axes, run, temperatures, key, colour, label):
+    """A measure over the temperatures: a point for each student, and a line for their mean."""
+    values = run.values("baseline", key)  # [students][temperatures]
+    for of_student in values:
+        axes.plot(temperatures, of_student, ".", color=colour, alpha=0.5)
+    axes.plot(temperatures, np.mean(values, axis=0), "o-", color=colour, label=label)
+
+
+# %% Main
+# One teacher, and students that learn from labels alone, so that each still differs from the
+# teacher.
+
+
 def main(config):
-    data, quick, temperatures = utils.start(config), config.quick, config.temperatures
-    default, epochs = (200, 2) if quick else (300, 20) if data.name == "digits" else (1000, 3)
-    for_teacher = Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
-    labelled = utils.take_labels(data.train, config.labels or default, config.seed)
-    recipe = student_recipe(config, len(labelled.label))
-    utils.banner(f"TEACHER: all {len(data.train.label):,} labels")
-    teacher = TeacherCNN(rngs=nnx.Rngs(0))
-    phase = utils.find_run("teacher", teacher, for_teacher, data, config)
-    if not phase:
-        teacher, phase = train_teacher(data, for_teacher, config.output_dir)
-    utils.banner(f"STUDENT: {len(labelled.label):,} labels, no teacher")
-    student, student_phase = train_student_baseline(data, labelled, recipe, config.output_dir)
-    runs = {"teacher": (teacher, phase), "baseline": (student, student_phase)}
-    logits = {name: evaluate(model, data.test)[1] for name, (model, _) in runs.items()}
-    found = {"temperatures": temperatures}
-    for when, model in (("start", StudentCNN(rngs=nnx.Rngs(recipe.seed))), ("end", student)):
-        norms = gradient_norms(model, teacher, labelled, temperatures)
-        found |= {f"{name}_{when}": values for name, values in norms.items()}
-    both = logits["baseline"], logits["teacher"]
-    found["from_limit"] = [distance_from_limit(both[1], t) for t in temperatures]
-    found["from_matching"] = [distance_from_matching(*both, t) for t in temperatures]
-    rows, figure = utils.rows(runs, logits, data), draw(found, logits["teacher"])
-    report = utils.write_results(config, data, rows, figure, found)
-    lines = {name: " ".join(f"{x:8.3g}" for x in values) for name, values in found.items()}
-    utils.summary(report, data, lines)
-    return report
+    run = experiment.start(config)
+    data = run.data
+    config = fill_in_defaults(config, data)
+    require(config.temperatures, "--temperatures: needs a value")
+    students = []
+    for seed in run.seeds(config.seeds):
+        labelled = take_labels(data.train, config.labels, seed)
+        students.append((labelled, student_recipe(config, seed, len(labelled.label))))
+
+    experiment.print_heading(f"TEACHER: all {len(data.train.label):,} labels")
+    if config.teacher:
+        fresh = TeacherCNN(data.classes, rngs=nnx.Rngs(0))
+        teacher = run.take_teacher(fresh, data.train)
+    else:
+        teacher = train_teacher(data, fixed_teacher_recipe(config, data), run)
+    teacher_logits = predict(teacher, data.test)
+    from_limit = [distance_from_limit(teacher_logits, t) for t in config.temperatures]
+    run.add_row(
+        "teacher", teacher, teacher_logits, teacher_logits=teacher_logits, from_limit=from_limit
+    )
+
+    for labelled, recipe in students:
+        heading = f"STUDENT: seed {recipe.seed}, {len(labelled.label):,} labels, no teacher"
+        experiment.print_heading(heading)
+        student = train_student_baseline(data, labelled, recipe, run)
+        logits = predict(student, data.test)
+        measures = measure_student(
+            student, logits, teacher, teacher_logits, labelled, recipe.seed, config.temperatures
+        )
+        run.add_row("baseline", student, logits, teacher_logits=teacher_logits, **measures)
+
+    # Means over the students; their rows have the values of each.
+    found = {key: np.mean(run.values("baseline", key), axis=0).tolist() for key in MEASURES}
+    found["from_limit"] = from_limit
+    summary = {"Temperature": in_columns(config.temperatures)}
+    for key, title in MEASURES.items():
+        summary[title] = in_columns(found[key])
+    summary["Soft targets, from their limit"] = in_columns(from_limit)
+    figure = draw(run, config.temperatures, teacher_logits)
+    return run.finish(figure, summary, temperatures=config.temperatures, **found)
+
+
+def in_columns(values):
+    """Numbers side by side, for the summary."""
+    return " ".join(f"{x:8.3g}" for x in values)
 
 
 if __name__ == "__main__":
-    utils.run(main, Config)
+    experiment.run_script(main, Config)

@@ -26,7 +26,10 @@ import time
 BEGUN = time.perf_counter()
 
 import common  # noqa: E402
+import experiment  # noqa: E402
+import fast  # noqa: E402
 import jax  # noqa: E402
+import plots  # noqa: E402
 import utils  # noqa: E402
 from flax import nnx  # noqa: E402
 from idx import parser  # noqa: E402
@@ -93,12 +96,15 @@ def timed_job(folder, flags):
     clock, kd = Clock(), load(common.SCRIPT)
     clock.seconds["imports"] = time.perf_counter() - BEGUN
     jax.monitoring.register_event_duration_secs_listener(clock.compiled)
-    for name, title in (("load_data", "data"), ("predict", "evaluation"), ("draw", "figure")):
-        clock.around(utils, name, title)
-    clock.around(utils, "predict_by_index", "teacher's logits")
-    clock.around(utils, "write_results", "figure")
-    clock.around(utils.Phase, "_save", "checkpoints")
-    clock.around(utils.Phase, "restore", "checkpoints")
+    clock.around(utils, "load_data", "data")
+    clock.around(utils, "predict", "evaluation")  # within `evaluate`
+    clock.around(kd, "predict", "evaluation")
+    clock.around(kd, "predict_by_index", "teacher's logits")
+    clock.around(utils, "latency_ms", "latency")
+    clock.around(plots, "draw_run", "figure")
+    clock.around(experiment.Run, "finish", "figure")
+    clock.around(experiment.Training, "_write", "checkpoints")
+    clock.around(experiment.Training, "_restore", "checkpoints")
     for name, title in (
         ("train_teacher", "teacher"),
         ("train_student_with_distillation", "distilled student"),
@@ -106,7 +112,7 @@ def timed_job(folder, flags):
     ):
         clock.around(kd, name, title)
     with clock.part("the rest"):
-        kd.main(utils.parse(kd.Config, ["--data-dir", str(folder), *flags]))
+        kd.main(experiment.parse(kd.Config, ["--data-dir", str(folder), *flags]))
     return clock.seconds
 
 
@@ -138,20 +144,21 @@ def training(kd, network, batch_size, built_in_conv=False):
     model = network(rngs=nnx.Rngs(0))
     if built_in_conv:
         model.conv1.conv_general_dilated = jax.lax.conv_general_dilated
-    optimizer = kd.make_optimizer(model, kd.Recipe(0, 4, batch_size, 1e-3, "onecycle"), 60_000)
-    return utils.bind(kd.train_step, model, optimizer)
+    recipe = experiment.Recipe(0, 4, batch_size, 1e-3, "onecycle")
+    optimizer = kd.make_optimizer(model, recipe, 60_000)
+    return fast.compile_step(kd.train_step, model, optimizer)
 
 
 def epoch(step, split, batch_size):
     for batch in utils.batches(split, batch_size, 0, 1):
-        utils.settle(found := step(batch))  # as `utils.Phase.log` does
+        found = step(batch)
     jax.block_until_ready(found)
 
 
 def growth(folder):
     """Milliseconds of a step by batch size, and seconds of a student's epoch by images: medians
     over rounds in which all take turns, with the least and the greatest."""
-    utils.use_all_cores()
+    fast.use_all_cores()
     kd, data = load(common.SCRIPT), utils.load_data("mnist", folder)
     found, todo = {}, {}
     for size in BATCHES:
@@ -182,8 +189,8 @@ def growth(folder):
 # What `in_turns` is to compare: settings of malloc, the first layer, and the rest.
 MALLOC = {
     "as glibc comes": "",
-    "huge pages": utils.MALLOC.partition(":")[0],
-    "huge pages, and what is freed is kept": utils.MALLOC,
+    "huge pages": fast.MALLOC.partition(":")[0],
+    "huge pages, and what is freed is kept": fast.MALLOC,
 }
 CONV = {"as built in": {"built_in_conv": True}, "`conv`": {}}
 JAX = {
@@ -204,8 +211,9 @@ def timed_steps(folder, devices=None, built_in_conv=False, built_in_pool=False, 
     """Milliseconds and page faults of a step of each network."""
     if built_in_xla:
         os.environ["XLA_FLAGS"] = ""
-    utils.use_all_cores()
-    utils.FEW = {None: utils.FEW, "one": math.inf, "all": 0}[devices]
+    fast.use_all_cores()
+    small = fast.SMALL_NETWORK
+    fast.SMALL_NETWORK = {None: small, "one": math.inf, "all": 0}[devices]
     kd, data, found = load(common.SCRIPT), utils.load_data("mnist", folder), {}
     if built_in_pool:
         kd.max_pool = functools.partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
@@ -251,7 +259,7 @@ def main():
     common.check_data(line, folder)
     malloc = {name: (setting, {}) for name, setting in MALLOC.items()}
     rest = {
-        part: {name: (utils.MALLOC, how) for name, how in those.items()}
+        part: {name: (fast.MALLOC, how) for name, how in those.items()}
         for part, those in (("conv", CONV), ("jax", JAX))
     }
     kept, cases = common.Kept("breakdown"), {"memory": malloc} | rest

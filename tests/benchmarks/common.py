@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "docs")]
 
 SCRIPT = ROOT / "examples" / "15_knowledge_distillation.py"
 TUNING = ROOT / "examples" / "advanced" / "knowledge_distillation.py"
-MNIST = "4ff7d43a7d4f3d4d"  # `utils.Data.digest` of all its images and labels
+MNIST = "0564842cb32d3baa"  # `experiment.fingerprint` of all its images and labels
 
 
 def run(main):
@@ -72,7 +72,7 @@ def read_json(path):
 def environment(tuned):
     """With our settings of malloc or as glibc comes, on the CPU, and without what would make a run
     of one warm or of another slow."""
-    from utils import MALLOC
+    from fast import MALLOC
 
     unwanted = ("GLIBC_TUNABLES", "LD_PRELOAD", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "XLA_FLAGS")
     kept = {k: x for k, x in os.environ.items() if k not in unwanted and not k.startswith("JAX_")}
@@ -83,10 +83,12 @@ def environment(tuned):
 def check_data(parser, folder):
     """Ends with the parser's error if the four files do not hold MNIST."""
     import utils
+    from experiment import fingerprint
 
     try:
         data = utils.load_data("mnist", folder)
-        utils.require(data.digest() == MNIST, f"{folder}: must hold MNIST itself, whole")
+        whole = fingerprint([data.train, data.test]) == MNIST
+        utils.require(whole, f"{folder}: must hold MNIST itself, whole")
     except utils.UserError as error:
         parser.error(str(error))
 
@@ -105,7 +107,7 @@ def rotated(things, turn):
 
 def about(command, packages=()):
     """What every result here says of itself."""
-    from utils import versions
+    from experiment import versions
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     kind, info = platform.machine(), Path("/proc/cpuinfo")
@@ -124,7 +126,8 @@ def about(command, packages=()):
 
 def code():
     """A fingerprint of what is measured, and of what measures it."""
-    shared = (ROOT / "examples" / "utils.py", ROOT / "examples" / "fast.py", SCRIPT, TUNING)
+    modules = [ROOT / "examples" / f"{name}.py" for name in ("utils", "experiment", "fast")]
+    shared = (*modules, SCRIPT, TUNING)
     sha = hashlib.sha256()
     for path in (*shared, *sorted(HERE.glob("*.py"))):
         sha.update(path.read_bytes())
@@ -158,7 +161,7 @@ class Kept:
         return self.found[key]
 
     def _keep(self):
-        from utils import write_whole
+        from experiment import write_whole
 
         write_whole(self.path, json.dumps({"of": self.of, "found": self.found}).encode())
 
@@ -172,7 +175,7 @@ class Kept:
 
     def write(self, command, content, part=None):
         """Writes docs/results/<name>.json, or a part of it beside the others."""
-        from utils import write_whole
+        from experiment import write_whole
 
         path = RESULTS / f"{self.name}.json"
         result = about(command, self.packages) | {"code": self.code} | content

@@ -11,7 +11,7 @@ DATA_DIR holds the four MNIST files. *Steps*: one of training or of inference, b
 memory. Each peer waits in a process of its own and they take turns, so that a noisy machine is
 noisy for all; a ratio is taken within each round. Where a process happens to have its buffers can
 matter, so all are started five times, for a fifth of the rounds. All have our settings of malloc;
-only ours has XLA's flag of `utils.tune_xla`.
+only ours has XLA's flag of `fast.tune_xla`.
 *Jobs*: whole processes, cold, from the command to the last line, one after the other, as many times
 as --repeats says, an hour each on a fast processor; --add adds them to those of an earlier run of
 the same code, and --without leaves one out. Our scripts set malloc themselves; of the others
@@ -74,27 +74,29 @@ MEGABYTES = 256
 
 def ours(folder):
     """Script 15's steps, with batches as its training takes them."""
+    import fast
     import jax
     import numpy as np
     import utils
+    from experiment import Recipe
     from flax import nnx
     from measure import load
 
-    utils.use_all_cores()
+    fast.use_all_cores()
     kd, data = load(SCRIPT), utils.load_data("mnist", folder)
     images = data.train.take(slice(32 * BATCH))
-    recipe = kd.Recipe(0, 4, BATCH, 1e-3, "onecycle")
+    recipe = Recipe(0, 4, BATCH, 1e-3, "onecycle")
     frozen = kd.TeacherCNN(rngs=nnx.Rngs(1))
     table = np.zeros((32 * BATCH, 10), np.float32)
 
     def training(step, model, *more, how=(), **tables):
         optimizer = kd.make_optimizer(model, recipe, 60_000)
-        step = utils.bind(step, model, *more, optimizer)
+        step = fast.compile_step(step, model, *more, optimizer)
 
         def train(count):  # 32 at most
             batches = utils.batches(images, BATCH, 0, count, **tables)
             for batch in itertools.islice(batches, count):
-                utils.settle(found := step(batch, *how))  # as `utils.Phase.log` does
+                found = step(batch, *how)
             jax.block_until_ready(found)
 
         return train

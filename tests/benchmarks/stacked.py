@@ -20,11 +20,14 @@ import time
 from unittest import mock
 
 import common
+import experiment
+import fast
 import idx
 import jax
 import numpy as np
 import utils
 from breakdown import Clock
+from experiment import Recipe
 from flax import nnx
 from measure import load
 
@@ -47,7 +50,7 @@ def alone(kd, recipe, batch, device, jitted=None):
     """The step of script 15's student on a device."""
     student = kd.StudentCNN(rngs=nnx.Rngs(0))
     modules = student, None, kd.make_optimizer(student, recipe, LABELS)
-    step = nnx.cached_partial(jitted or kd.train_student_step, *utils.put(modules, device))
+    step = nnx.cached_partial(jitted or kd.train_student_step, *fast.place(modules, device))
     return lambda: step(jax.device_put(batch, device), 3.0, 0.5)
 
 
@@ -55,7 +58,7 @@ def steps(kd, tuning, data):
     """Milliseconds a step and student of each round, of one alone, of one on each device at a time
     and of stacks, all in turns. Those of a stack take turns as well, as on a CPU they do; one stack
     is vectorised, as elsewhere."""
-    recipe = kd.Recipe(0, 60, 128, 1e-3, "onecycle")
+    recipe = Recipe(0, 60, 128, 1e-3, "onecycle")
     table = np.zeros((LABELS, 10), np.float32)
     batch = next(utils.batches(data.train, 128, 0, 1, teacher_logits=table))
     first, *others = [alone(kd, recipe, batch, device) for device in jax.devices()]
@@ -76,9 +79,9 @@ def steps(kd, tuning, data):
         stack = tuning.Students(list(range(seeds)), cells)
         optimizer = tuning.make_optimizer(stack, recipe, LABELS)
         splits = [data.train] * seeds
-        stacked = next(utils.stacked_batches(splits, 128, range(seeds), 1, teacher_logits=table))
+        stacked = next(tuning.stacked_batches(splits, 128, range(seeds), 1, teacher_logits=table))
         how = stacked, np.full(cells, 3, np.float32), np.full(cells, 0.5, np.float32)
-        one = utils.bind(nnx.jit(tuning.students_step.__wrapped__), stack, optimizer, axis=1)
+        one = fast.compile_step(nnx.jit(tuning.students_step.__wrapped__), stack, optimizer, axis=1)
         elsewhere = mock.patch("jax.default_backend", return_value="gpu")
         with elsewhere if vectorised else contextlib.nullcontext():
             one(*how)  # compiles, once and for all: the shapes stay
@@ -91,7 +94,7 @@ def steps(kd, tuning, data):
             jax.block_until_ready(step())  # another stack has left its data in the caches
             begun = time.perf_counter()
             for _ in range(repeats):
-                utils.settle(found := step())  # as `utils.Phase.log` does
+                found = step()
             jax.block_until_ready(found)
             if turn:  # the first compiles
                 times[name].append(1e3 * (time.perf_counter() - begun) / count / repeats)
@@ -106,9 +109,10 @@ def whole(kd, tuning, data, kind):
     hardly = data._replace(test=data.test.take(slice(1)))
     clock = Clock()
     jax.monitoring.register_event_duration_secs_listener(clock.compiled)
-    clock.around(utils, "predict", "inference")
-    for name in ("_save", "restore"):
-        clock.around(utils.Phase, name, "checkpoints")
+    for module in (utils, kd, tuning):
+        clock.around(module, "predict", "inference")
+    for name in ("_write", "_restore"):
+        clock.around(experiment.Training, name, "checkpoints")
 
     def singles(own):
         recipe = kd.student_recipe(kd.Config(), LABELS)
@@ -158,7 +162,7 @@ def main():
     line = idx.Parser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     line.add_argument("--task", choices=("steps", *KINDS), help=argparse.SUPPRESS)
     if task := line.parse_args().task:
-        utils.use_all_cores()
+        fast.use_all_cores()
         given = load(common.SCRIPT), load(common.TUNING), random_data(LABELS)
         print(json.dumps(steps(*given) if task == "steps" else whole(*given, task)))
         return

@@ -1,0 +1,133 @@
+"""Scripts 13 to 15: what the teacher and the students of a pair are shown, and what is reported."""
+
+import numpy as np
+import pytest
+import utils
+from conftest import EXAMPLES, load, watch
+from experiment import fingerprint
+from scipy import stats
+
+SCRIPT = "15_knowledge_distillation.py"
+
+
+@pytest.fixture(scope="module")
+def few(digits):
+    return digits._replace(train=digits.train.take(slice(400)), test=digits.test.take(slice(100)))
+
+
+@pytest.fixture(scope="module")
+def watched(kd, few, tmp_path_factory):
+    """A run of two pairs: the report, the teacher's training and the students' by (name, seed)."""
+    config = kd.Config(
+        dataset="digits", output_dir=str(tmp_path_factory.mktemp("watched")),
+        seed=7, seeds=2, labels=60, epochs=2, teacher_epochs=1, teacher_seed=3,
+        temperature=5.0, alpha=0.25,
+    )  # fmt: skip
+    report, trainings = watch(kd, few, config)
+    teacher, *students = trainings
+    return report, teacher, {(x.name, x.recipe.seed): x for x in students}
+
+
+def test_the_teacher_is_trained_on_all_labels_by_its_own_seed(watched, few):
+    _, teacher, _ = watched
+    assert teacher.name == "teacher"
+    assert teacher.recipe.seed == 3
+    assert teacher.split is few.train
+    assert np.isin(teacher.shown("index"), few.train.index).all()
+    np.testing.assert_array_equal(teacher.shown("label"), few.train.label[teacher.shown("index")])
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_students_of_a_pair_share_labelled_images_start_recipe_and_batches(watched, few, seed):
+    _, _, students = watched
+    distilled, baseline = students["distilled", seed], students["baseline", seed]
+    wanted = utils.take_labels(few.train, 60, seed).index
+    for student in (distilled, baseline):
+        np.testing.assert_array_equal(np.unique(student.shown("index")), wanted)
+    assert distilled.start == baseline.start
+    assert distilled.recipe == baseline.recipe
+    assert distilled.recipe.seed == seed
+    for key in ("index", "image", "label"):
+        np.testing.assert_array_equal(distilled.shown(key), baseline.shown(key))
+
+
+def test_pairs_differ_in_images_and_start(watched):
+    _, _, students = watched
+    one, other = students["baseline", 7], students["baseline", 8]
+    assert one.start != other.start
+    assert (one.split.index != other.split.index).any()
+
+
+def test_only_the_distilled_student_hears_of_the_teacher(watched):
+    """The teacher's logits are those of the very images, in inference mode."""
+    _, teacher, students = watched
+    for (name, _), student in students.items():
+        assert ("teacher_logits" in student.batches[0]) == (name == "distilled")
+        if name == "distilled":
+            want = utils.predict(teacher.model, student.split)
+            place = np.searchsorted(student.split.index, student.shown("index"))
+            np.testing.assert_allclose(student.shown("teacher_logits"), want[place], atol=1e-5)
+            assert student.given["temperature"] == 5.0
+            assert student.given["alpha"] == 0.25
+
+
+def test_every_network_is_scored_on_all_test_images(watched, few):
+    report, teacher, students = watched
+    for training in (teacher, *students.values()):
+        for scored_on, model, split in training.scored:
+            assert (scored_on, model, split) == ("test", training.model, few.test)
+    for row in report["results"]:
+        training = teacher if row["name"] == "teacher" else students[row["name"], row["seed"]]
+        errors = (utils.predict(training.model, few.test).argmax(-1) != few.test.label).sum()
+        assert row["test_errors"] == errors
+        assert row["test_accuracy"] == 1 - errors / 100
+
+
+def test_the_last_epoch_is_reported_not_the_best(watched):
+    report, _, _ = watched
+    for row in report["results"]:
+        assert row["history"][-1]["test_accuracy"] == pytest.approx(row["test_accuracy"])
+
+
+def test_the_summary_compares_within_pairs_with_a_95_percent_interval(watched, capsys):
+    report, _, _ = watched
+    rows = report["results"]
+    gains = np.subtract(*(
+        [100 * row["test_accuracy"] for row in rows if row["name"] == name]
+        for name in ("distilled", "baseline")
+    ))  # fmt: skip
+    low, high = stats.t.interval(0.95, 1, gains.mean(), stats.sem(gains))
+    found = utils.paired_difference(gains, np.zeros(2))
+    np.testing.assert_allclose(found, (gains.mean(), low, high, (gains > 0).sum(), 2))
+
+
+def test_rows_are_in_the_order_of_the_seeds(watched):
+    report, _, _ = watched
+    names = [(row["name"], row["seed"]) for row in report["results"]]
+    pairs = [(name, seed) for seed in (7, 8) for name in ("distilled", "baseline")]
+    assert names == [("teacher", 3), *pairs]
+
+
+def test_rows_have_fidelity_to_the_teacher(watched, few):
+    report, teacher, students = watched
+    answers = utils.predict(teacher.model, few.test).argmax(-1)
+    for row in report["results"][1:]:
+        own = utils.predict(students[row["name"], row["seed"]].model, few.test).argmax(-1)
+        assert row["agreement"] == pytest.approx((own == answers).mean())
+
+
+@pytest.mark.parametrize("script", ["13_teacher_training.py", "14_student_baseline.py"])
+def test_the_scripts_before_train_the_same_networks(script, watched, few, tmp_path):
+    """Script 13's teacher and script 14's baseline are those of script 15, to the last bit."""
+    module = load(EXAMPLES / script)
+    flags = {"seed": 3, "epochs": 1}
+    if script.startswith("14"):
+        flags = {"seed": 7, "seeds": 2, "epochs": 2, "labels": 60}
+    config = module.Config(dataset="digits", output_dir=str(tmp_path), **flags)
+    _, trainings = watch(module, few, config)
+    _, teacher, students = watched
+    same = {("teacher", 3): teacher, **students}
+    assert len(trainings) == flags.get("seeds", 1)
+    for training in trainings:
+        other = same[training.name, training.recipe.seed]
+        assert fingerprint(training.model) == fingerprint(other.model)
