@@ -799,14 +799,15 @@ def output(name):
 
 
 def config(file):
-    """The flags of a script, from the comments of its Config."""
-    body = code(file, "Config")
-    found = re.findall(r"^ {4}(\w+): .*? = (.+?)  # (.*)$", body, re.MULTILINE)
+    """The flags of a script, from the sentences below the fields of its Config."""
+    common, own = code("examples/experiment.py", "CommonFlags"), code(file, "Config")
+    pattern = r'^ {4}(\w+): [^\n]*? = ([^\n]+)\n {4}"""(.*?)"""'
     rows = []
-    for name, default, text in found:
+    for name, default, text in re.findall(pattern, own + "\n" + common, re.MULTILINE | re.DOTALL):
         flag, switch = name.replace("_", "-"), {"True": "on", "False": "off"}.get(default)
-        flag = f"`--{flag}`, `--no-{flag}`" if switch else f"`--{flag}`"
-        rows.append([flag, switch or ("" if default == "None" else f"`{default}`"), text])
+        flag = f"--no-{flag}" if default == "True" else f"--{flag}"
+        shown = switch or ("" if default == "None" else f"`{default}`")
+        rows.append([f"`{flag}`", shown, " ".join(text.split()).replace("<", "&lt;")])
     return markdown(["flag", "default", "meaning"], rows)
 
 

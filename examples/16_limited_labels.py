@@ -528,9 +528,11 @@ def draw_gains_over_labels(axes, run, counts):
 # share labelled images and initial weights, and differ in what they are told.
 
 
-def train_students(labelled, recipes, teacher_logits, data, config, run):
-    """Trains the students of one number of labels and one seed: {kind: student}."""
-    labels, seed = f"{len(labelled.label):,} labels", recipes["baseline"].seed
+def train_three_kinds(labelled, recipes, teacher_logits, data, config, run):
+    """Trains the students of one number of labels and one seed, of the kinds that have a recipe.
+    Returns {kind: student}."""
+    labels = f"{len(labelled.label):,} labels"
+    seed = recipes["baseline"].seed
 
     experiment.print_heading(f"BASELINE: {labels}, seed {seed}, no teacher")
     students = {"baseline": train_on_labels(labelled, data.classes, recipes["baseline"], run)}
@@ -569,7 +571,7 @@ def main(config):
     # All students have this teacher. What it says of the training images is computed once.
     teacher_logits = predict_by_index(teacher, data.train)
     for labelled, recipes in plan:
-        students = train_students(labelled, recipes, teacher_logits, data, config, run)
+        students = train_three_kinds(labelled, recipes, teacher_logits, data, config, run)
         for kind, student in students.items():
             name = name_of(kind, len(labelled.label))
             logits = predict(student, data.test)

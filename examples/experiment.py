@@ -357,10 +357,10 @@ class Run:
         """In words: how much more accurate the rows of one name are than those of another."""
         a, b = self.accuracies(name), self.accuracies(other)
         if len(a) == 1:
-            return f"{a[0] - b[0]:+.2f} points (one seed)"
+            return f"{_points(a[0] - b[0])} points (one seed)"
         gain = utils.paired_difference(a, b)
-        interval = f"95 %: {gain.low:+.2f} to {gain.high:+.2f}"
-        return f"{gain.mean:+.2f} points ({interval}), {gain.wins} of {gain.pairs} seeds"
+        interval = f"95 %: {_points(gain.low)} to {_points(gain.high)}"
+        return f"{_points(gain.mean)} points ({interval}), {gain.wins} of {gain.pairs} seeds"
 
     def finish(self, figure, summary, **more):
         """Writes results.json and figure.png, prints the summary and returns what results.json has.
@@ -430,6 +430,10 @@ class Run:
         for what, found in lines.items():
             print(f"{what:{wide}} {found}")
         sys.stdout.flush()
+
+
+def _points(difference):
+    return f"{round(difference, 2) + 0.0:+.2f}"  # no -0.00
 
 
 def print_heading(text):

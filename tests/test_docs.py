@@ -6,11 +6,14 @@ import shlex
 import subprocess
 import sys
 import urllib.parse
+from pathlib import Path
 
+import experiment
 import measure
 import pytest
 import render
-from conftest import EXAMPLES, ROOT, SCRIPTS
+from conftest import ROOT, SCRIPTS
+from utils import UserError
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -96,11 +99,6 @@ def test_readme_names_every_script():
         assert (ROOT / "docs" / f"{page}.md").exists()
 
 
-def test_scripts_are_short():
-    for script in SCRIPTS:
-        assert len((EXAMPLES / script).read_text().splitlines()) <= 300, script
-
-
 @pytest.mark.parametrize(
     "name", [path.stem for path in sorted((render.RESULTS / "again").glob("*.json"))]
 )
@@ -120,40 +118,66 @@ def test_the_second_run_has_the_settings_of_the_first(name):
     assert second["minutes"] <= 60, "the part's target"
 
 
-def test_each_search_gets_devices_of_its_own(monkeypatch):
-    commands, ran = [], []
-    monkeypatch.chdir(ROOT)
+def test_what_can_be_measured_are_commands_that_the_scripts_understand(monkeypatch):
+    """Every experiment and every cell of a search parses, and names a teacher measured before."""
+    searched = [
+        f"{script} {flags}" for script, cells in measure.SEARCHES.values() for flags in cells
+    ]
+    commands = {**measure.EXPERIMENTS, **measure.VARIANTS}
+    known = []
+    modules = {}
+    for name, command in [*commands.items(), *(("a search", command) for command in searched)]:
+        script, *flags = shlex.split(command)
+        module = modules.setdefault(script, measure.load(script))
+        config = experiment.parse(module.Config, flags)
+        experiment.check_flags(config)
+        teacher = getattr(config, "teacher", None)
+        assert teacher is None or Path(teacher).name in known
+        known.append(name)
 
-    def started(command):
-        commands.append(command[2:])
-        return (0 if len(commands) < 2 else 130), None
 
-    monkeypatch.setattr(measure, "started", started)
-    monkeypatch.setattr(measure, "variant", ran.append)
-    with pytest.raises(SystemExit, match="130"):
-        measure.main(["limited_tuning", "controls", "hinton_tuning", "hinton"])
-    assert commands == [["limited_tuning"], ["hinton_tuning"]]
-    assert ran == ["controls"], "and nothing goes on after a search that failed"
-
-
-def test_a_run_again_is_compared_with_what_is_committed(tmp_path, monkeypatch, capsys):
-    rows = [{"name": "weak", "seed": 3, "test_errors": errors} for errors in (7, 8)]
-    (tmp_path / "controls.json").write_text(json.dumps({"runs": [{"rows": rows}]}))
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+def test_a_measured_run_becomes_a_result(tmp_path, monkeypatch):
+    """The rows of one results.json, grouped by seed, without what no page shows."""
+    (tmp_path / "docs/results").mkdir(parents=True)
     monkeypatch.setattr(measure, "ROOT", tmp_path)
-    for now, wrong in (([7, 8], False), ([7], False), ([7, 9], True)):
-        results = [rows[0] | {"test_errors": errors} for errors in now]
-        monkeypatch.setattr(measure, "run", lambda *_, results=results: {"results": results})
-        assert measure.again("controls", "3") == wrong
-        said = "[7, 9] errors, committed are [7, 8]" in capsys.readouterr().out
-        assert said == wrong
-    monkeypatch.setattr(measure, "run", lambda *_: {"results": []})
-    with pytest.raises(SystemExit, match="nothing committed"):
-        measure.again("controls", "3")
-    kept = tmp_path / "runs/again/controls/kept"
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.touch()
-    for seed in ("90", "abc"):
-        with pytest.raises(measure.utils.UserError, match=f"{seed}: no seed of"):
-            measure.again("controls", seed)
-    assert kept.exists(), "nothing is deleted for a run that is refused"
+    monkeypatch.setattr(measure, "RESULTS", tmp_path / "docs/results")
+    monkeypatch.setattr(measure, "EXPERIMENTS", {"some": "script.py --seeds 2"})
+    settings = {"epochs": 3, "learning_rate": 0.1}
+
+    def row(name, seed, accuracy, **more):
+        common = {"seconds": 1.0, "history": [], "settings": settings, "epoch_seconds": []}
+        return {"name": name, "seed": seed, "test_accuracy": accuracy, **common, **more}
+
+    rows = [row("teacher", 0, 0.99)]
+    for seed in (5, 6):
+        rows += [row("distilled", seed, 0.9, mcnemar_p=0.25), row("baseline", seed, 0.8)]
+    report = {
+        "script": "script.py", "config": {"seeds": 2, "output_dir": "x", "data_dir": None},
+        "dataset": {}, "versions": {}, "device": "a", "seconds": {"total": 9.0}, "results": rows,
+        "soft_targets": {"1": [0.0]},
+    }  # fmt: skip
+
+    def run(command, folder):
+        assert command == "script.py --seeds 2"
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "figure.png").write_bytes(b"png")
+        return json.loads(json.dumps(report))
+
+    monkeypatch.setattr(measure, "run", run)
+    measure.measure_pairs("some")
+    found = json.loads((tmp_path / "docs/results/some.json").read_text())
+    assert [x["seed"] for x in found["runs"]] == found["seeds"] == [5, 6]
+    assert found["runs"][0]["distilled"]["test_accuracy"] == 0.9
+    assert found["runs"][1]["mcnemar_p"] == 0.25
+    assert found["config"] == {"seeds": 2}
+    assert found["cost_seconds"] == 5
+    assert found["recipes"]["baseline"] == settings
+    assert (tmp_path / "docs/results/some.png").read_bytes() == b"png"
+
+
+def test_what_cannot_be_measured_is_refused(capsys):
+    assert measure.main(["nonsense"]) == 2
+    assert measure.main([]) == 0
+    assert "all_labels" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no_such_script.py: .*No such file"):
+        measure.run("examples/no_such_script.py", "runs/x")

@@ -659,6 +659,22 @@ def test_the_summary_compares_the_ensemble_with_the_best_member_of_each_repetiti
     assert watched.lines["Two teachers differ on"] == share
 
 
+def test_the_best_member_may_be_another_in_each_repetition(ens, few, tmp_path):
+    run = make_run(tmp_path, few)
+    accuracies = {
+        "teacher 1": (0.90, 0.80),
+        "teacher 2": (0.80, 0.92),
+        "ensemble, probabilities": (0.93, 0.93),
+        **dict.fromkeys(STUDENTS, (0.5, 0.6)),
+    }
+    for name, of_seeds in accuracies.items():
+        run.rows += [{"name": name, "test_accuracy": x, "disagreement": x} for x in of_seeds]
+    lines = ens.summarize_ensembles(run, ens.Config(teachers=2, seeds=2), TIMES)
+    assert lines["Ensemble over its best member"] == "+2.00 points"
+    assert lines["Two teachers differ on"] == "93.00 % of the images"
+    assert lines["Inference, 1,000 images"] == "student 10 ms, teacher 20 ms, ensemble 30 ms"
+
+
 def test_inference_is_timed_of_the_student_of_one_teacher_and_of_all(watched, few):
     [(networks, split, images)] = watched.timed
     teachers = [teacher.model for teacher in teachers_of(watched, 8)]
