@@ -85,6 +85,30 @@ SEARCHES = {
     "tuning": (f"{DISTIL} {HELD_OUT}", TUNING),
     "limited_tuning": (f"{DISTIL} {HELD_OUT} --teacher-seed 3", LIMITED_TUNING),
 }
+TEACHERS = f"examples/13_teacher_training.py {HELD_OUT} --seeds 2"
+TEACHER_EPOCHS = (2, 3)
+# Of script 25's large net: dropout of inputs and of hidden units, peak rate, epochs. Then peak
+# rate, epochs and alpha of its students: the first of them for all large nets, with three seeds,
+# the others for the first one. And peak rate and epochs of the small net on labels alone.
+HINTON_LARGE = (
+    (0.0, 0.1, 4e-3, 100),
+    (0.0, 0.2, 4e-3, 100),
+    (0.0, 0.1, 4e-3, 60),
+    (0.0, 0.2, 4e-3, 60),
+    (0.0, 0.3, 4e-3, 60),
+    (0.1, 0.2, 4e-3, 60),
+    (0.0, 0.2, 2e-3, 60),
+    (0.0, 0.2, 8e-3, 60),
+)
+HINTON_DISTILLED = (
+    (8e-3, 20, 0.3),
+    (6e-3, 20, 0.3),
+    (4e-3, 20, 0.3),
+    (8e-3, 20, 0.1),
+    (8e-3, 20, 0.5),
+    (8e-3, 60, 0.3),
+)
+HINTON_SMALL = ((8e-3, 20), (4e-3, 20), (2e-3, 20), (1e-3, 20), (8e-3, 40))
 
 
 def load(script):
@@ -198,49 +222,103 @@ def measure_variant(name):
 
 
 def search(name):
-    """A search over flags: the accuracies of every cell's students on validation images."""
+    """A search over flags: the accuracies of both students on validation images, in every cell."""
     script, cells = SEARCHES[name]
-    found, cost, teacher = [], 0.0, []
+    found, cost = [], 0.0
     for number, flags in enumerate(cells):
-        if number:
-            teacher = ["--teacher", f"{RUNS}/{name}/0"]
-        report = run(
-            shlex.join([*shlex.split(f"{script} {flags}"), *teacher]), RUNS / name / str(number)
-        )
-        rows = [row for row in report["results"] if row["name"] != "teacher"]
-        cost += sum(row["seconds"] for row in rows)
-        cell = {key: report["config"][key] for key in ("labels", "epochs", "learning_rate")}
-        for row in rows:
-            cell.setdefault(row["name"], []).append(row["validation_accuracy"])
-        found.append(cell)
-        means = {kind: round(statistics.mean(cell[kind]), 4) for kind in ("baseline", "distilled")}
-        print(flags, means, flush=True)
-    content = {
+        command = f"{script} {flags}"
+        if number:  # the teacher of the first cell
+            command += f" --teacher {RUNS}/{name}/0"
+        report = run(command, RUNS / name / str(number))
+        students = [row for row in report["results"] if row["name"] != "teacher"]
+        for kind in ("baseline", "distilled"):
+            rows = [row for row in students if row["name"] == kind]
+            accuracies = [row["validation_accuracy"] for row in rows]
+            settings = {key: rows[0]["settings"][key] for key in ("epochs", "learning_rate")}
+            cell = {"labels": report["config"]["labels"], "kind": kind, **settings}
+            found.append({**cell, "accuracy": accuracies})
+            print(*cell.values(), round(statistics.mean(accuracies), 4), flush=True)
+        cost += sum(row["seconds"] for row in students)
+    write(name, {**about_search(name, report), "cost_seconds": round(cost), "cells": found})
+
+
+def search_teachers(name):
+    """How many epochs the teacher needs: its accuracy on validation images."""
+    found = []
+    for epochs in TEACHER_EPOCHS:
+        report = run(f"{TEACHERS} --epochs {epochs}", RUNS / name / str(epochs))
+        accuracies = [row["validation_accuracy"] for row in report["results"]]
+        found.append({"epochs": epochs, "teacher": accuracies})
+    write(name, {**about_search(name, report), "teachers": found})
+
+
+def search_hinton(name):
+    """Dropout, rate and epochs of script 25's large net, each with the students that it teaches,
+    then the students' rate, epochs and alpha; errors on validation images that none has seen."""
+    script = load(HINTON)
+    config = script.Config(holdout=HOLDOUT, output_dir=str(RUNS / name), batch_size=256)
+    this = script.experiment.start(config, share_batches=False)
+    data, cells = this.data, []
+
+    def recipe(seed, rate, epochs):
+        return script.Recipe(seed, epochs, config.batch_size, rate, "onecycle")
+
+    def add(kind, networks, dropout, rate, epochs, alpha=None):
+        wrong = [script.predict(x, data.test).argmax(-1) != data.test.label for x in networks]
+        cell = {"kind": kind, "dropout": dropout, "learning_rate": rate, "epochs": epochs}
+        cells.append({**cell, "alpha": alpha, "errors": [int(x.sum()) for x in wrong]})
+        print(*cells[-1].values(), flush=True)
+
+    def distil(teacher_logits, dropout, rate, epochs, alpha, seeds=(0,)):
+        students = [
+            script.train_distilled_net(
+                "distilled", 800, teacher_logits, data, data.train, recipe(seed, rate, epochs), this,
+                config.temperature, alpha,
+            )
+            for seed in seeds
+        ]  # fmt: skip
+        add("distilled", students, dropout, rate, epochs, alpha)
+
+    tables = []
+    for *dropout, rate, epochs in HINTON_LARGE:
+        large = recipe(0, rate, epochs)
+        teacher = script.train_large_net(data, large, this, *dropout, config.max_norm)
+        add("large net", [teacher], dropout, rate, epochs)
+        tables.append(script.predict_by_index(teacher, data.train))
+        distil(tables[-1], dropout, *HINTON_DISTILLED[0], seeds=(0, 1, 2))
+    for settings in HINTON_DISTILLED[1:]:
+        distil(tables[0], list(HINTON_LARGE[0][:2]), *settings)
+    for rate, epochs in HINTON_SMALL:
+        small = script.train_small_net(data, recipe(0, rate, epochs), this)
+        add("small net", [small], None, rate, epochs)
+    report = {"versions": script.experiment.versions(), "device": script.experiment.device()}
+    settings = {"batch_size": config.batch_size, "schedule": "onecycle"}
+    settings |= {"temperature": config.temperature, "max_norm": config.max_norm}
+    write(name, {**about_search(name, report), **settings, "cells": cells})
+
+
+def about_search(name, report):
+    return {
         "command": f"python docs/measure.py {name}",
         "holdout": HOLDOUT,
         "versions": report["versions"],
         "device": report["device"],
         "date": datetime.date.today().isoformat(),
-        "cost_seconds": round(cost),
-        "cells": found,
     }
-    write(name, content)
 
 
 def main(arguments):
-    known = {**EXPERIMENTS, **VARIANTS, **SEARCHES}
+    known = dict.fromkeys(EXPERIMENTS, measure_pairs)
+    known |= dict.fromkeys(VARIANTS, measure_variant)
+    known |= dict.fromkeys(SEARCHES, search)
+    known |= {"teacher_tuning": search_teachers, "hinton_tuning": search_hinton}
     if not arguments or not set(arguments) <= set(known):
         print(f"{__doc__.strip()}\n\nThere is: {', '.join(known)}.")
         return 0 if not arguments or set(arguments) & {"-h", "--help"} else 2
     os.chdir(ROOT)
     for name in arguments:
         begun = time.perf_counter()
-        if name in EXPERIMENTS:
-            measure_pairs(name)
-        elif name in VARIANTS:
-            measure_variant(name)
-        else:
-            search(name)
+        known[name](name)
         print(f"{name}: {(time.perf_counter() - begun) / 60:.0f} minutes", flush=True)
     return 0
 

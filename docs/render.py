@@ -202,29 +202,27 @@ def table_tuning():
     header = ["labels", "epochs", "peak learning rate", "baseline", "distilled"]
     tuning = read("tuning")
     cells = tuning["cells"]
-    best = {
-        (cell["labels"], kind): max(
-            np.mean(c[kind]) for c in cells if c["labels"] == cell["labels"]
-        )
-        for cell in cells
-        for kind in ("baseline", "distilled")
-    }
-    rows = []
+    best = {}
     for cell in cells:
-        labels = cell["labels"].replace("all", f"all {60_000 - tuning['holdout']:,}")
-        row = [labels, cell["epochs"], f"{cell['learning_rate']:g}"]
-        for kind in ("baseline", "distilled"):
-            mean, bold = np.mean(cell[kind]), best[cell["labels"], kind]
-            row.append(f"**{percent(mean)}**" if mean == bold else percent(mean))
-        rows.append(row)
-    count = {len(cell["baseline"]) for cell in cells}
+        of = cell["labels"], cell["kind"]
+        best[of] = max(best.get(of, 0.0), np.mean(cell["accuracy"]))
+    rows = {}
+    for cell in cells:
+        labels = str(cell["labels"]).replace("all", f"all {60_000 - tuning['holdout']:,}")
+        settings = labels, cell["epochs"], f"{cell['learning_rate']:g}"
+        mean = np.mean(cell["accuracy"])
+        bold = mean == best[cell["labels"], cell["kind"]]
+        row = rows.setdefault(settings, {})
+        row[cell["kind"]] = f"**{percent(mean)}**" if bold else percent(mean)
+    rows = [[*settings, row["baseline"], row["distilled"]] for settings, row in rows.items()]
+    count = {len(cell["accuracy"]) for cell in cells}
     note = f"Mean accuracy on {tuning['holdout']:,} validation images, "
     note += f"{min(count)} or {max(count)} seeds, T = 3 and alpha = 0.5; the best of each in bold. "
     return markdown(header, rows) + f"\n\n{note}Measured by `{tuning['command']}`."
 
 
 def table_teachers():
-    tuning = read("tuning")
+    tuning = read("teacher_tuning")
     rows = [
         [row["epochs"], ", ".join(percent(x) for x in row["teacher"])] for row in tuning["teachers"]
     ]
@@ -462,7 +460,8 @@ def table_limited_tuning():
             shown = [f"**{percent(x)}**" if x == best else percent(x) for x in row]
             rows.append([f"{labels:,}", kind, epochs, *shown])
     header = ["labels", "student", "epochs", *(f"peak rate {rate:g}" for rate in rates)]
-    seeds = ", ".join(map(str, tuning["seeds"].values()))
+    counts = {cell["labels"]: len(cell["accuracy"]) for cell in cells}
+    seeds = ", ".join(map(str, counts.values()))
     note = f"Mean accuracy of {seeds} seeds on {tuning['holdout']:,} validation "
     note += f"images; the best of each student in bold. Measured by `{tuning['command']}`. For all "
     note += "labels the [first search](knowledge_distillation.md#hyperparameters) serves."
@@ -683,8 +682,8 @@ def value(key):
         counts = {"teacher": f"{teacher['params']:,}", "student": f"{student['params']:,}"}
         return (counts | {"ratio": f"{ratio:.1f}"})[what]
     if name == "tuning":
-        cells = [c for c in read("tuning")["cells"] if c["labels"] == "1000"]
-        best = max(cells, key=lambda c: np.mean(c[what]))
+        cells = [c for c in read("tuning")["cells"] if (c["labels"], c["kind"]) == (1000, what)]
+        best = max(cells, key=lambda c: np.mean(c["accuracy"]))
         return f"{best['epochs']} epochs and a peak learning rate of {best['learning_rate']:g}"
     if name.removeprefix("avx2/") == "compare":
         part, title = what.split(".", 1)
