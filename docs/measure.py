@@ -270,13 +270,13 @@ def search_hinton(name):
         print(*cells[-1].values(), flush=True)
 
     def distil(teacher_logits, dropout, rate, epochs, alpha, seeds=(0,)):
-        students = [
-            script.train_distilled_net(
-                "distilled", 800, teacher_logits, data, data.train, recipe(seed, rate, epochs), this,
-                config.temperature, alpha,
-            )
-            for seed in seeds
-        ]  # fmt: skip
+        students = []
+        for seed in seeds:
+            student = script.train_distilled_net(
+                "distilled", 800, teacher_logits, data, data.train,
+                recipe(seed, rate, epochs), this, config.temperature, alpha,
+            )  # fmt: skip
+            students.append(student)
         add("distilled", students, dropout, rate, epochs, alpha)
 
     tables = []
