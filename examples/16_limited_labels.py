@@ -375,7 +375,6 @@ def count_labels(config, data):
 
     Raises UserError where there are not so many images.
     """
-    require(config.labels, "--labels: must name a number, or all")
     counts = []
     for number in config.labels:
         labelled = take_labels(data.train, number, config.seed)

@@ -656,7 +656,6 @@ def fill_in_defaults(config, data):
     config = experiment.with_defaults(
         config, noise=(0, 0.2, 0.4, 0.6, 0.8), epochs=4, batch_size=128
     )
-    require(config.noise, "--noise: must name one share of wrong captions at least")
     check_batch_size("--batch-size", config.batch_size, pairs)
     return config
 

@@ -40,7 +40,7 @@ from tqdm import tqdm
 from utils import UserError, require
 
 # A notebook hands its own on to what it starts, where matplotlib may not know it.
-if os.environ.get("MPLBACKEND", "").startswith("module://") and "IPython" not in sys.modules:
+if os.environ.get("MPLBACKEND", "").startswith("module://") and not fast.in_notebook():
     del os.environ["MPLBACKEND"]
 
 # %% Flags
@@ -105,7 +105,7 @@ def check_flags(config):
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = "--" + field.name.replace("_", "-")
-        require(value != "", f"{flag}: must not be empty")
+        require(value not in ("", ()), f"{flag}: must not be empty")
         several = isinstance(value, tuple)
         for one in value if several else (value,):
             _check_value(flag, one, hints[field.name])
@@ -161,7 +161,6 @@ def run_script(main, config_class):
     ends in one line on stderr and exit status 2. In a notebook cell, which has no flags, the
     config is the default one."""
     _quieten()
-    in_notebook = "IPython" in sys.modules
     try:
         if fast.owns_process():
             signal.signal(signal.SIGINT, _stop)
@@ -174,7 +173,7 @@ def run_script(main, config_class):
     except (UserError, OSError) as error:  # The latter: a full disk, a folder without permission.
         script = Path(sys.argv[0]).name
         print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        if not in_notebook:
+        if not fast.in_notebook():
             sys.exit(2)
 
 

@@ -152,11 +152,17 @@ def use_all_cores():
 # %% Settings of the process
 
 
+def in_notebook():
+    """Whether IPython or a notebook runs this. (Flax imports IPython wherever it is installed.)"""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
 def owns_process():
     """Whether this process is a script's own, `python script.py --flags`: no notebook, debugger,
     profiler or interactive session, in which the script is a guest."""
     watched = sys.gettrace() or sys.getprofile() or sys.flags.interactive
-    return sys.orig_argv[1:] == sys.argv and not watched and "IPython" not in sys.modules
+    return sys.orig_argv[1:] == sys.argv and not watched and not in_notebook()
 
 
 # glibc takes memory in huge pages, and keeps up to 4 GiB of what a step frees for the next one.

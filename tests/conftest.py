@@ -57,7 +57,7 @@ def refuse(module, arguments, monkeypatch, capsys):
         experiment.run_script(module.main, module.Config)
     assert stopped.value.code == 2
     output = capsys.readouterr()
-    boxed = output.err.startswith("╭")
+    boxed = "For full helptext" in output.err
     assert output.err.count("\n") == 1 or boxed, output.err
     return output
 

@@ -79,6 +79,7 @@ def test_flags(capsys):
         ({"alphas": (0.5, 0.5)}, "--alphas: must not repeat a value"),
         ({"schedule": "linear"}, "--schedule linear: must be one of onecycle, constant"),
         ({"schedule": ""}, "--schedule: must not be empty"),
+        ({"alphas": ()}, "--alphas: must not be empty"),
     ],
 )
 def test_values_are_checked_from_other_code_too(wrong, message):

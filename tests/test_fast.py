@@ -313,7 +313,7 @@ def test_only_a_script_s_own_process_is_started_anew(interpreter, arguments, own
     monkeypatch.setattr(fast.sys, "orig_argv", interpreter)
     monkeypatch.setattr(fast.sys, "argv", arguments)
     monkeypatch.setattr(fast.sys, "platform", "linux")
-    monkeypatch.delitem(fast.sys.modules, "IPython", raising=False)
+    monkeypatch.setattr(fast, "in_notebook", lambda: False)
     monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr(fast.os, "execv", lambda *command: started.append(command))
     monkeypatch.setattr(fast.sys, "gettrace", lambda: None)
@@ -324,3 +324,13 @@ def test_only_a_script_s_own_process_is_started_anew(interpreter, arguments, own
         assert fast.os.environ["GLIBC_TUNABLES"] == fast.MALLOC
         fast.tune_malloc()
         assert len(started) == 1, "once is enough"
+
+
+@pytest.mark.parametrize(("shell", "wanted"), [(None, False), (object(), True)])
+def test_ipython_is_a_notebook_only_where_it_runs(shell, wanted, monkeypatch):
+    """Flax imports it wherever it is installed."""
+    ipython = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(fast.sys.modules, "IPython", ipython)
+    assert fast.in_notebook() == wanted
+    monkeypatch.delitem(fast.sys.modules, "IPython")
+    assert not fast.in_notebook()

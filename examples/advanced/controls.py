@@ -44,7 +44,6 @@ from utils import (
     hold_out,
     predict,
     predict_by_index,
-    require,
     take_labels,
 )
 
@@ -584,7 +583,6 @@ def report_controls(run, measured):
 def main(config):
     run = experiment.start(config)
     config = fill_in_defaults(config, run.data)
-    require(config.smoothings, "--smoothings: must name one strength or more")
     # The last training images become validation images. No network is trained on them.
     tuning = hold_out(run.data, config.validation, "--validation")
     for_teacher = strong_teacher_recipe(config, tuning)
