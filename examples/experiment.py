@@ -238,6 +238,9 @@ def _check_switches():
         require(value not in refused, unset)
 
 
+LOCKS = {}  # of the output folders that this process has
+
+
 def _take_folder(output_dir):
     """Makes the output folder and locks it until the process ends. Raises UserError if another
     process has it, or if it cannot be written."""
@@ -253,6 +256,7 @@ def _take_folder(output_dir):
         raise UserError(f"{flag}: cannot write ({error})") from None
     # One lock a path in a process: a second main() in a notebook may use the same folder.
     lock = filelock.FileLock(folder.absolute() / ".lock", is_singleton=True)
+    LOCKS[folder.absolute()] = lock  # which ends when nobody knows it
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:

@@ -209,7 +209,7 @@ def test_full_disk(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert "cannot write the checkpoint" in line
+    assert "cannot be written (File too large)" in line
     assert str(tmp_path / "checkpoints" / "baseline-") in line
     assert not (tmp_path / "results.json").exists()
     again = subprocess.run(script, shell=True, capture_output=True, text=True, check=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import experiment
 import filelock
+import jax
 import jax.numpy as jnp
 import numpy as np
 import plots
@@ -96,6 +97,20 @@ def test_values_that_are_allowed():
 def test_with_defaults_fills_in_what_was_left_open():
     filled = experiment.with_defaults(Config(epochs=0), epochs=5, labels=30)
     assert (filled.epochs, filled.labels) == (0, 30)
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"),
+    [
+        (jax.numpy_rank_promotion, "raise"),
+        (jax.numpy_dtype_promotion, "strict"),
+        (jax.transfer_guard, "disallow"),
+    ],
+)
+def test_switches_of_jax_with_which_nothing_runs_are_refused(switch, value):
+    experiment._check_switches()
+    with switch(value), pytest.raises(utils.UserError, match=f"={value}: Flax does not run with"):
+        experiment._check_switches()
 
 
 # %% Fingerprints

@@ -80,7 +80,8 @@ def test_holdout_takes_the_place_of_the_test_set(digits):
 
 
 def test_no_network_falls_back_within_seconds(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("MNIST_DATA_DIR", raising=False)
+    for name in ("MNIST", "FASHION_MNIST"):
+        monkeypatch.delenv(f"{name}_DATA_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     hang = threading.Event()
     monkeypatch.setattr(utils.urllib.request, "urlopen", lambda *a, **k: hang.wait(60))

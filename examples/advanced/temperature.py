@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["jax>=0.10.2,<0.11", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
+# dependencies = ["jax>=0.10.2,<0.12", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
 #   "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "filelock>=3.20,<5", "matplotlib>=3.9,<4",
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
@@ -35,7 +35,7 @@ from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
-from utils import batches, check_batch_size, evaluate, predict, require, take_labels
+from utils import batches, check_batch_size, evaluate, predict, take_labels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,7 +401,6 @@ def main(config):
     run = experiment.start(config)
     data = run.data
     config = fill_in_defaults(config, data)
-    require(config.temperatures, "--temperatures: needs a value")
     students = []
     for seed in run.seeds(config.seeds):
         labelled = take_labels(data.train, config.labels, seed)
