@@ -371,14 +371,19 @@ def make_captions(data, config, seed):
 
 
 class StudentCNN(nnx.Module):
-    """Two blocks of convolution, then two dense layers: [B, 28, 28, 1] to logits [B, classes]."""
+    """Two blocks of convolution, then two dense layers: images [B, H, W, C] to [B, classes]."""
 
-    def __init__(self, num_classes=10, *, rngs):
-        self.conv1 = nnx.Conv(1, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs)
+    def __init__(self, num_classes=10, image_shape=(28, 28, 1), *, rngs):
+        height, width, channels = image_shape
+        self.conv1 = nnx.Conv(
+            channels, 16, (3, 3), padding="VALID", conv_general_dilated=conv, rngs=rngs
+        )
         self.bn1 = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
         self.conv2 = nnx.Conv(16, 32, (3, 3), padding="VALID", rngs=rngs)
         self.bn2 = nnx.BatchNorm(32, momentum=0.9, rngs=rngs)
-        self.dense1 = nnx.Linear(32 * 5 * 5, 64, rngs=rngs)  # 28 → 26 → 13 → 11 → 5
+        # Padding "VALID" takes two pixels off, pooling halves the rest: 28 → 26 → 13 → 11 → 5.
+        height, width = (((pixels - 2) // 2 - 2) // 2 for pixels in (height, width))
+        self.dense1 = nnx.Linear(32 * height * width, 64, rngs=rngs)
         self.dense2 = nnx.Linear(64, num_classes, rngs=rngs)
 
     def __call__(self, x, train=False):

@@ -1,10 +1,15 @@
 """Scripts 13 to 15: what the teacher and the students of a pair are shown, and what is reported."""
 
+import ast
+
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import utils
 from conftest import EXAMPLES, load, watch
 from experiment import fingerprint
+from flax import nnx
 from scipy import stats
 
 SCRIPT = "15_knowledge_distillation.py"
@@ -131,3 +136,63 @@ def test_the_scripts_before_train_the_same_networks(script, watched, few, tmp_pa
     for training in trainings:
         other = same[training.name, training.recipe.seed]
         assert fingerprint(training.model) == fingerprint(other.model)
+
+
+# %% Copied out
+
+PASTED = [
+    "TeacherCNN", "StudentCNN", "at_least_float32", "hard_loss", "soft_loss", "distillation_loss",
+    "train_step", "train_student_step",
+]  # fmt: skip
+
+
+class InBfloat16(nnx.Module):
+    """A network whose logits are of low precision."""
+
+    def __init__(self, network):
+        self.network = network
+
+    def __call__(self, x, train=False):
+        return self.network(x, train=train).astype(jnp.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def pasted(tmp_path_factory):
+    """Models, losses and steps of script 15 in an otherwise empty file."""
+    source = (EXAMPLES / SCRIPT).read_text()
+    parts = ["import jax\nimport jax.numpy as jnp\nimport optax\nfrom flax import nnx"]
+    parts += ["from fast import conv, max_pool"]
+    for node in ast.parse(source).body:
+        if getattr(node, "name", None) in PASTED:
+            first = min([node.lineno, *(x.lineno for x in node.decorator_list)])
+            parts.append("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
+    path = tmp_path_factory.mktemp("pasted") / "mine.py"
+    path.write_text("\n\n\n".join(parts))
+    return load(path)
+
+
+def test_models_losses_and_steps_work_on_other_images(pasted):
+    """32×32 pixels in colour, 5 classes, labels of uint8 and logits of bfloat16."""
+    rng = np.random.default_rng(0)
+    label = np.arange(20, dtype=np.uint8) % 5
+    image = rng.random((20, 32, 32, 3)).astype(np.float32) + label[:, None, None, None]
+    batch = {"image": image, "label": label}
+    how = {"num_classes": 5, "image_shape": (32, 32, 3)}
+    teacher = InBfloat16(pasted.TeacherCNN(**how, rngs=nnx.Rngs(0)))
+    student = InBfloat16(pasted.StudentCNN(**how, rngs=nnx.Rngs(1)))
+    p, q = (np.asarray(x(image, train=x is student), np.float64) for x in (teacher, student))
+    hard = -(q - np.log(np.exp(q).sum(-1, keepdims=True)))[np.arange(20), label].mean()
+    p, q = (np.exp(z / 4) / np.exp(z / 4).sum(-1, keepdims=True) for z in (p, q))
+    soft = 16 * (p * np.log(p / q)).sum(-1).mean()
+
+    optimizer = nnx.Optimizer(student, optax.adam(1e-3), wrt=nnx.Param)
+    losses = [pasted.train_student_step(student, teacher, optimizer, batch, 4.0, 0.3)]
+    np.testing.assert_allclose(losses[0]["hard_loss"], hard, rtol=1e-3)
+    np.testing.assert_allclose(losses[0]["soft_loss"], soft, rtol=1e-3)
+    np.testing.assert_allclose(losses[0]["loss"], 0.3 * hard + 0.7 * soft, rtol=1e-3)
+    for _ in range(30):
+        losses.append(pasted.train_student_step(student, teacher, optimizer, batch, 4.0, 0.3))
+    assert losses[-1]["loss"] < 0.7 * losses[0]["loss"]
+    optimizer = nnx.Optimizer(teacher, optax.adam(1e-3), wrt=nnx.Param)
+    losses = [pasted.train_step(teacher, optimizer, batch)["loss"] for _ in range(15)]
+    assert losses[-1] < 0.5 * losses[0]
