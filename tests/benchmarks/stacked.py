@@ -114,16 +114,21 @@ def whole(kd, tuning, data, kind):
     for name in ("_write", "_restore"):
         clock.around(experiment.Training, name, "checkpoints")
 
+    def run_on(own):
+        folder = experiment._take_folder("run")
+        return experiment.Run(kd.Config(), own, folder, time.perf_counter())
+
     def singles(own):
-        recipe = kd.student_recipe(kd.Config(), LABELS)
+        run = run_on(own)
         for seed in SEEDS:
+            recipe = kd.student_recipe(kd.Config(), seed, LABELS)
             for cell in CELLS:
-                how = recipe._replace(seed=seed), "single"
-                kd.train_student_with_distillation(teacher, own, data.train, *how, *cell)
+                kd.train_student_with_distillation(teacher, own, data.train, recipe, run, *cell)
 
     def together():
-        config = tuning.Config(output_dir="stack")
-        tuning.train_students("grid", teacher, data, str(LABELS), SEEDS, CELLS, config)
+        recipe = tuning.student_recipe(tuning.Config(), SEEDS[0], LABELS)
+        splits, classes = [data.train] * len(SEEDS), data.classes
+        tuning.train_stack("grid", teacher, splits, SEEDS, CELLS, recipe, classes, run_on(data))
 
     train = {
         "single": functools.partial(singles, hardly),
