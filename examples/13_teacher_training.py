@@ -124,7 +124,8 @@ def train_step(model, optimizer, batch):
 
 # %% Training
 # `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
-# `nnx.cached_partial` on all cores: it fills in what does not change from step to step.
+# `nnx.cached_partial`: it binds model and optimizer, which are updated in place, to the step. It
+# also shares the batches of a large network out over the processor's cores.
 
 
 @functools.cache  # networks of equal recipes share it, and with it the compiled step

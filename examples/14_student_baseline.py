@@ -122,7 +122,8 @@ def train_step(model, optimizer, batch):
 
 # %% Training
 # `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
-# `nnx.cached_partial` on all cores: it fills in what does not change from step to step.
+# `nnx.cached_partial`: it binds model and optimizer, which are updated in place, to the step. It
+# also shares the batches of a large network out over the processor's cores.
 
 
 @functools.cache  # networks of equal recipes share it, and with it the compiled step
@@ -166,8 +167,8 @@ def fill_in_defaults(config, data):
 
 
 def student_recipe(config, seed, labels):
-    """How both students of a pair are trained: as the flags say, or else as suits the number of
-    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    """How a student is trained: as the flags say, or else as suits the number of labels. 1,000
+    labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
     epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
     if config.epochs is not None:
         epochs = config.epochs

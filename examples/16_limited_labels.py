@@ -9,8 +9,9 @@
 
 For each number of labels there are three students: a baseline that learns from the labels alone, a
 distilled one that learns from the teacher's soft targets too, and one that gets soft targets for
-images without labels as well. Each is trained with several seeds, and with a recipe that was
-searched for its number of labels. They are compared by accuracy, by likeness to the teacher and by
+images without labels as well. Each is trained with several seeds. Baseline and distilled student
+have a recipe of their own, searched for the number of labels with equally many trials; the third
+takes the distilled one's. They are compared by accuracy, by likeness to the teacher and by
 calibration: is a student as sure as it may be?
 
     python examples/16_limited_labels.py                    # 3 seeds: 10 to 45 minutes
@@ -353,7 +354,7 @@ def train_on_transfer_set(
 
 # %% Settings
 # What a flag leaves open is chosen here. Learning rates and epochs were searched on validation
-# images, for each number of labels and with the same budget for baseline and distilled student.
+# images, for each number of labels, with equally many trials for baseline and distilled student.
 
 # {labels: {student: (peak learning rate, epochs)}}. A transfer student follows the distilled one.
 RECIPES = {
@@ -531,7 +532,8 @@ def draw_gains_over_labels(axes, run, counts):
 
 # %% Main
 # One teacher, trained on all labels. Then, for each number of labels and each seed, students that
-# share labelled images and initial weights, and differ in what they are told.
+# share labelled images and initial weights. Each kind has the recipe that suits it: best against
+# best.
 
 
 def train_three_kinds(labelled, recipes, teacher_logits, data, config, run):
@@ -549,7 +551,7 @@ def train_three_kinds(labelled, recipes, teacher_logits, data, config, run):
     )
 
     if "transfer" in recipes:
-        experiment.print_heading(f"TRANSFER: {labels}, seed {seed}, and all images' soft targets")
+        experiment.print_heading(f"TRANSFER: {labels}, seed {seed}, and soft targets of others")
         unlabelled = data.train.take(~np.isin(data.train.index, labelled.index))
         students["transfer"] = train_on_transfer_set(
             labelled, unlabelled, teacher_logits, recipes["transfer"], run,

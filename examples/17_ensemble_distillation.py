@@ -7,10 +7,11 @@
 # ///
 """Ensemble distillation: several teachers teach one student.
 
-Teachers that differ in seed and order of batches (with --subsets also in their images) err on
-different images, so their mean errs less than each of them. One student learns from the mean of
-their probabilities, one from the mean of their logits, one from the first teacher alone, and one
-from a teacher drawn anew for each batch. A baseline learns from the labels alone.
+Teachers that differ in initial weights, dropout and order of batches (with --subsets also in their
+images) err on different images, so their mean usually errs less than each of them. They learn from
+3,000 labels each, the students from 1,000. One student learns from the mean of their probabilities,
+one from the mean of their logits, one from the first teacher alone, and one from a teacher drawn
+anew for each batch. A baseline learns from the labels alone.
 
     python examples/17_ensemble_distillation.py             # 4 teachers: 3 to 4 minutes on 2 cores
     python examples/17_ensemble_distillation.py --subsets   # each teacher draws its own images
@@ -74,7 +75,8 @@ class Config(experiment.CommonFlags):
     subsets: bool = False
     """Let each teacher draw its own images; otherwise all teachers have the same."""
     teacher_seed: Seed = 0
-    """Seed of the first teacher: images, weights, dropout, batches. The others follow, + 1 each."""
+    """Seed of the first teacher: weights, dropout, batches, and the images of all (with subsets its
+    own). The others follow, + 1 each."""
     teacher_labels: Annotated[int | Literal["all"] | None, Range(128), OPEN] = None
     """Labelled images of a teacher, or all (default: 3000; all, with subsets half, if fewer)."""
     teacher_epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
@@ -372,8 +374,8 @@ def ensemble_teacher_recipe(config, seed):
 
 
 def student_recipe(config, seed, labels):
-    """How both students of a pair are trained: as the flags say, or else as suits the number of
-    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    """How a student is trained: as the flags say, or else as suits the number of labels. 1,000
+    labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
     epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
     if config.epochs is not None:
         epochs = config.epochs

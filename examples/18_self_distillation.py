@@ -7,9 +7,9 @@
 # ///
 """Self-distillation: a network as its own teacher, and no larger one anywhere.
 
-A trained network teaches a fresh copy of itself, and the copy teaches the next ("born again").
-Inside of one network the last exit teaches the earlier ones. Twins with the same start and the same
-batches, but without a teacher, tell what the teaching was worth.
+A trained network teaches a freshly initialised one of the same kind, and that the next ("born
+again"). Inside of one network the last exit teaches the earlier ones. Twins with the same start and
+the same batches, but without a teacher, tell what the teaching was worth.
 
     python examples/18_self_distillation.py             # 1,000 labels: 1 to 2 minutes
     python examples/18_self_distillation.py --seeds 5   # five repetitions: 5 to 10 minutes
@@ -202,7 +202,8 @@ def permute_dark_knowledge(logits, rng):
 
 # %% Loss of a network with exits
 # The last exit learns from the labels alone and teaches the others. Its logits are a constant in
-# what they learn (`soft_loss` stops the gradient), so they cannot pull their teacher down.
+# what they learn (`soft_loss` stops the gradient), so no gradient reaches it through its soft
+# targets. The blocks that all exits share do learn from all of them.
 
 
 def exits_loss(exit_logits, labels, early_weight, temperature, alpha):
@@ -378,8 +379,8 @@ def fill_in_defaults(config, data):
 
 
 def student_recipe(config, seed, labels):
-    """How both students of a pair are trained: as the flags say, or else as suits the number of
-    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    """How a student is trained: as the flags say, or else as suits the number of labels. 1,000
+    labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
     epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
     if config.epochs is not None:
         epochs = config.epochs

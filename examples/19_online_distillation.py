@@ -48,7 +48,8 @@ class Config(experiment.CommonFlags):
     output_dir: str = "runs/19_online_distillation"
     """Folder for results, figure, weights and checkpoints."""
     seed: Seed = 42
-    """Seed of all networks: labelled images, initial weights, order of batches, dropout."""
+    """Seed of all networks: labelled images, initial weights, order of batches, dropout. The seeds
+    of further peers are drawn by it."""
     seeds: Annotated[int | None, Range(1, 100), OPEN] = None
     """Number of repetitions, with seeds one after another (default: 1)."""
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
@@ -439,7 +440,7 @@ def draw_peer_seeds(seed, count):
 
 # %% Results
 # Each network has a row, and each group: that of its first peer, with the accuracies of all
-# members and of their ensemble. Every row says when which accuracy was reached.
+# members and of their ensemble. A student's row says when which accuracy was reached.
 
 
 def add_pair_rows(teacher, student, for_teacher, run):
@@ -567,8 +568,9 @@ def draw(rows, data):
 
 
 # %% Main
-# For each seed three comparisons on the same labelled images: online against offline, one student
-# alone for as long as the others or longer, and peers against networks that learn apart.
+# For each seed, on the same labelled images: a student online against one offline, whose teacher
+# has finished and runs without dropout; a student alone, and one for more epochs; peers against
+# networks that learn apart.
 
 
 def compare_online_with_offline(config, labelled, recipe, run):

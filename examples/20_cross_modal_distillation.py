@@ -9,7 +9,8 @@
 
 A teacher reads one half of a pair of image and caption. The student learns the teacher's answer
 from the other half and never sees a label. The captions are generated, some are ambiguous or wrong.
-Both networks may be aligned on the pairs first, as in CLIP; from shuffled pairs nothing is learned.
+Both networks may be aligned on the pairs first, as in CLIP. Students of shuffled pairs learn
+nothing.
 
     python examples/20_cross_modal_distillation.py             # 4 to 5 minutes
     python examples/20_cross_modal_distillation.py --seeds 5   # five times: means and intervals
@@ -324,7 +325,7 @@ class Captions(NamedTuple):
     vocabulary_size: int  # with padding and unknown words
     clean: np.ndarray  # [N, L]: none is wrong
     noisy: dict[float, np.ndarray]  # [N, L] for each share of wrong captions
-    shuffled: np.ndarray  # [N, L]: the first of `noisy`, each at another image
+    shuffled: np.ndarray  # [N, L]: the first of `noisy`, in random order
     test: np.ndarray  # [test images, L]
     prompts: list[np.ndarray]  # of each digit all wordings of training, [P, L]
 
@@ -539,7 +540,8 @@ def to_soft_targets(logits):
 
 # %% Training the teachers
 # `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
-# `nnx.cached_partial` on all cores: it fills in what does not change from step to step.
+# `nnx.cached_partial`: it binds model and optimizer, which are updated in place, to the step. It
+# also shares the batches of a large network out over the processor's cores.
 
 
 @functools.cache  # networks of equal recipes share it, and with it the compiled step

@@ -68,8 +68,9 @@ def draw_soft_targets(figure, data, logits):
         picture.imshow(split.image[i, :, :, 0], cmap="gray_r")
         title = f"{data.scored_on} image {split.index[i]}, a {split.label[i]}"
         picture.set(title=title, xticks=[], yticks=[])
-        for t, shift in ((1, -0.2), (3, 0.2)):
-            bars.bar(classes + shift, jax.nn.softmax(logits[i] / t), 0.4, label=f"T = {t}")
+        for t, shift, grey in ((1, -0.2, "0.3"), (3, 0.2, "0.7")):  # the teacher's colour, twice
+            soft_targets = jax.nn.softmax(logits[i] / t)
+            bars.bar(classes + shift, soft_targets, 0.4, color=grey, label=f"T = {t}")
         bars.set(xticks=classes, ylim=(0, 1), ylabel="teacher's probability")
         bars.legend()
     return {int(split.index[i]): logits[i].tolist() for i in unsure}

@@ -495,8 +495,8 @@ def weak_teacher_recipe(strong, student):
 
 
 def student_recipe(config, seed, labels):
-    """How both students of a pair are trained: as the flags say, or else as suits the number of
-    labels. 1,000 labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
+    """How a student is trained: as the flags say, or else as suits the number of labels. 1,000
+    labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
     epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
     if config.epochs is not None:
         epochs = config.epochs
