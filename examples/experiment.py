@@ -64,8 +64,8 @@ class Range:
         low = f"above {self.low:,}" if self.low_excluded else f"{self.low:,} or more"
         if self.high == math.inf:
             return low
-        if self.high_excluded:
-            return f"{low} and below {self.high:,}"
+        if self.low_excluded or self.high_excluded:
+            return f"{low} and {'below' if self.high_excluded else 'at most'} {self.high:,}"
         return f"from {self.low:,} to {self.high:,}"
 
 
@@ -261,7 +261,7 @@ def _take_folder(output_dir):
         lock.acquire(blocking=False)
     except filelock.Timeout:
         raise UserError(f"{flag}: another run is using it; name another folder") from None
-    except OSError:
+    except (OSError, NotImplementedError):
         note = "its file system knows no locks; let no other run use it at the same time"
         print(f"{folder}: {note}", file=sys.stderr, flush=True)
     return folder
@@ -575,6 +575,7 @@ class Training:
         if "seconds" in self._record:
             return
         metrics = jax.device_get(self._metrics)
+        require(metrics, f"{self.name}: no step was logged in an epoch; call `log` after each")
         for step, found in enumerate(metrics, 1):
             if not all(np.isfinite(x).all() for x in found.values()):
                 where = f"{self.name}, epoch {self._record['epoch']}, step {step}"
@@ -625,9 +626,8 @@ class Training:
             return
         others = self.path.parent.glob(f"{_slug(self.name)}-{self.seed}-{self._inputs}-*.npz")
         if any(others):
-            print(
-                f"{self.name}: the code has changed since it was trained; training anew", flush=True
-            )
+            changed = "the code, or a library's version, has changed since"
+            print(f"{self.name}: {changed}; training anew", flush=True)
 
     def _save(self):
         """Writes a checkpoint, whole or not at all."""
@@ -795,16 +795,20 @@ def _describe(value, write, seen):
         _describe([value.func, value.args, value.keywords], write, seen)
     elif hasattr(value, "__wrapped__"):  # by nnx.jit, functools.cache, ...
         _describe(value.__wrapped__, write, seen)
+    elif isinstance(value, types.BuiltinFunctionType):
+        write(value.__qualname__.encode())
+    elif isinstance(value, types.MethodType):
+        _describe([value.__func__, value.__self__], write, seen)
     elif isinstance(value, (types.FunctionType, type)):
         write(value.__qualname__.encode())
-        if value not in seen and _is_of_user(value):
+        if value not in seen:
             seen.add(value)
             _describe_definition(value, write, seen)
     elif dataclasses.is_dataclass(value):
         _describe(vars(value), write, seen)
     elif isinstance(value, types.ModuleType):
         write(value.__name__.encode())
-    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+    elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, range, slice)):
         write(f"{type(value).__name__} {value!r}".encode())
     else:
         write(f"{type(value).__module__}.{type(value).__qualname__}".encode())
@@ -812,9 +816,13 @@ def _describe(value, write, seen):
 
 def _describe_definition(value, write, seen):
     if isinstance(value, types.FunctionType):
+        # A library's function, too, may have been made with numbers, as `optax.adam(1e-3)` is.
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY_CELL]
         _describe([value.__defaults__, value.__kwdefaults__, cells], write, seen)
-        _describe_code(value.__code__, value.__globals__, write, seen)
+        if _is_of_user(value):
+            _describe_code(value.__code__, value.__globals__, write, seen)
+        return
+    if not _is_of_user(value):
         return
     _describe(list(value.__bases__), write, seen)
     for name, member in sorted(vars(value).items()):
@@ -857,5 +865,6 @@ def _is_of_user(value):
     file = getattr(module, "__file__", None)
     if file is None:  # a notebook; or built into Python
         return getattr(module, "__name__", None) == "__main__"
-    library = any(Path(file).is_relative_to(sysconfig.get_path(x)) for x in ("stdlib", "purelib"))
+    installed = {"site-packages", "dist-packages"} & set(Path(file).parts)
+    library = installed or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
     return not library and module.__name__ not in (__name__, "plots")

@@ -15,6 +15,7 @@ import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import plots
 import pytest
 import utils
@@ -118,6 +119,8 @@ def test_switches_of_jax_with_which_nothing_runs_are_refused(switch, value):
 SCRIPT = '''
 import functools
 import numpy as np
+import optax
+import optax
 import utils
 from flax import nnx
 from utils import take_labels
@@ -242,6 +245,7 @@ def test_values_have_fingerprints_of_their_own():
         np.zeros(3), np.zeros(2, np.float32), np.zeros((2, 1)), np.ones(2), len, dict,
         functools.partial(int, base=2), functools.partial(int, base=3),
         nnx.Linear(1, 1, rngs=nnx.Rngs(0)), nnx.Linear(1, 1, rngs=nnx.Rngs(1)), 1e-3, 1e-4,
+        optax.adam(1e-3), optax.adam(1e-2), optax.sgd(1e-3), range(3), range(4), slice(3), max, min,
     ]  # fmt: skip
     found = [fingerprint(value) for value in values]
     assert len(set(found)) == len(values)
@@ -397,7 +401,7 @@ def test_edited_code_is_trained_anew_and_says_so(tmp_path, kd, digits, capsys):
         _, trainings = watch(module, few(digits), config)
         printed = capsys.readouterr().out
         names[edit] = [x.name for x in trainings if x.batches]
-        assert ("the code has changed" in printed) == (edit == "loss")
+        assert ("has changed since" in printed) == (edit == "loss")
         assert printed.count("Trained before") == {"as it was": 0, "comment": 3, "loss": 2}[edit]
     assert names["as it was"] == ["teacher", "distilled", "baseline"]
     assert names["comment"] == []

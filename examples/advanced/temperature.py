@@ -7,9 +7,10 @@
 # ///
 """What the temperature does: why the soft loss carries T², and where a high T leads.
 
-Two claims of the paper are checked on a trained teacher and a student. The first: the gradient of
-the soft loss falls as 1/T², and the factor T² keeps it level. The second: as T grows, the soft
-targets approach (1 + (z − mean z) / T) / C, so that matching them becomes matching logits.
+Two claims of the paper are checked on a trained teacher and a student. The first: without its
+factor T² the gradient of the soft loss falls as 1/T², with it it stays level. The second: as T
+grows, the soft targets approach (1 + (z − mean z) / T) / C, so that matching them becomes matching
+logits.
 
     python examples/advanced/temperature.py              # about 3 minutes on 2 CPU cores
     python examples/advanced/temperature.py --seeds 5    # five students
