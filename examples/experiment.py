@@ -339,7 +339,7 @@ class Run:
         """Adds to the rows of a name what a network costs in use: milliseconds for a batch of 1 and
         of 128, and the bytes of its file of weights."""
         training = self.training_of(model)
-        path = self.folder / "weights" / f"{_slug(training.name)}-{training.seed}.npz"
+        path = training.weights_path(self.folder)
         found = {
             "latency_ms": {str(size): utils.latency_ms(model, size) for size in (1, 128)},
             "bytes": path.stat().st_size,
@@ -634,10 +634,14 @@ class Training:
         parts = {"model": self.model, "optimizer": self.optimizer}
         self._write(self.path, parts)
 
+    def weights_path(self, folder):
+        return folder / "weights" / f"{_slug(self.name)}-{self.seed}.npz"
+
     def save_weights(self, folder, model):
         """Writes what inference needs: the weights and BatchNorm's statistics."""
-        path = folder / "weights" / f"{_slug(self.name)}-{self.seed}.npz"
-        self._write(path, {"model": nnx.state(model, (nnx.Param, nnx.BatchStat))})
+        self._write(
+            self.weights_path(folder), {"model": nnx.state(model, (nnx.Param, nnx.BatchStat))}
+        )
 
     def restore_weights(self, path, model, flag):
         """Brings back what `save_weights` wrote, into a model and this record of its training."""
@@ -660,12 +664,12 @@ class Training:
     def _restore(self, path, parts, hint):
         record, arrays = _read_npz(path, hint)
         for part, module in parts.items():
-            places = [part + place for place, _ in _leaves(module)]
-            wanted = {place for place in arrays if place.startswith(part)}
+            present = {part + place: leaf for place, leaf in _leaves(module)}
+            saved = {place for place in arrays if place.startswith(part)}
             shapes = f"{path}: of another shape; {hint}"
-            require(set(places) == wanted, shapes)
+            require(present.keys() == saved, shapes)
             leaves = []
-            for place, leaf in zip(places, (x for _, x in _leaves(module)), strict=True):
+            for place, leaf in present.items():
                 array = arrays[place]
                 if _is_key(leaf):
                     array = jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
