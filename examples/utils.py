@@ -4,6 +4,7 @@ To copy a script out of this repository, take this file along.
 """
 
 import contextlib
+import functools
 import gzip
 import http.client
 import math
@@ -179,11 +180,17 @@ def _find_file(folder, name):
     pattern = re.compile(
         rf"(.*[-_.])?{part}[-_.]{kind}[-_.]{index}[-_.]ubyte(\.gz)?", re.IGNORECASE
     )
+    found = {}  # by what stands before the name, such as "emnist-letters-"
     with contextlib.suppress(OSError):  # a folder that may not be read
-        found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
-        # The plain name first, which other datasets' names, such as emnist-digits-…, end with.
-        return min(found, key=lambda path: (len(path.stem), path.suffix == ".gz"), default=None)
-    return None
+        for path in sorted(folder.iterdir()):  # unpacked before packed
+            match = pattern.fullmatch(path.name)
+            if match:
+                found.setdefault(match[1] or "", path)
+    if "" in found or not found:
+        return found.get("")
+    several = ", ".join(path.name for path in found.values())
+    require(len(found) == 1, f"{folder}: several datasets; leave one of {several}")
+    return next(iter(found.values()))
 
 
 def _read_idx(path, dimensions):
@@ -321,17 +328,17 @@ def batches(split, batch_size, seed, epoch, **tables):
 # %% Evaluation
 
 
-@nnx.jit
-def _logits(model, image):
-    return model(image, train=False)
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graphdef, state, image):
+    return nnx.merge(graphdef, state)(image, train=False)
 
 
 def _inference(model):
-    """A compiled function from images to the logits of a copy of the model, in inference mode."""
-    model = nnx.clone(model)
+    """A compiled function from images to the logits of a model as it is now, in inference mode."""
+    graphdef, state = nnx.split(model)
     # On one device, since XLA spreads inference over the cores by itself.
-    nnx.update(model, jax.device_put(nnx.state(model), jax.devices()[0]))
-    return nnx.cached_partial(_logits, model)
+    state = jax.device_put(state, jax.devices()[0])
+    return functools.partial(_logits, graphdef, state)
 
 
 def predict(model, split, batch_size=256):

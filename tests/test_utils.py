@@ -278,6 +278,19 @@ def test_names_of_files_in_use(tmp_path, spelling, compress):
     np.testing.assert_array_equal(data.test.label, arrays[utils.FILES[3]])
 
 
+def test_files_of_several_datasets_in_one_folder_are_not_chosen_from(tmp_path):
+    """But the plain names are those of the dataset."""
+    write_idx(tmp_path / "a")
+    for prefix in ("emnist-letters-", "emnist-digits-"):
+        for path in (tmp_path / "a").iterdir():
+            shutil.copy(path, tmp_path / (prefix + path.name))
+    with pytest.raises(utils.UserError, match=r"several datasets; leave one of .*emnist-letters"):
+        utils.load_data("mnist", tmp_path)
+    arrays = write_idx(tmp_path)
+    data = utils.load_data("mnist", tmp_path)
+    np.testing.assert_array_equal(data.train.label, arrays[utils.FILES[1]])
+
+
 def test_the_content_says_whether_a_file_is_packed(tmp_path):
     """A browser may unpack a download and keep its name, or the other way round."""
     arrays = write_idx(tmp_path / "plain", compress=False)
