@@ -31,6 +31,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import fast
 import filelock
+import flax
 import jax
 import numpy as np
 import tyro
@@ -42,6 +43,10 @@ from utils import UserError, require
 # A notebook hands its own on to what it starts, where matplotlib may not know it.
 if os.environ.get("MPLBACKEND", "").startswith("module://") and not fast.in_notebook():
     del os.environ["MPLBACKEND"]
+
+# The steps are written for Flax's graph mode, its default, whatever NNX_GRAPH_MODE says.
+flax.config.update("nnx_graph_mode", True)
+flax.config.update("nnx_graph_updates", True)
 
 # %% Flags
 
@@ -290,10 +295,10 @@ class Run:
         files = sorted((folder / "weights").glob("teacher-*.npz"), key=os.path.getmtime)
         hint = f"{flag}: no finished run has left a teacher in {folder / 'weights'}"
         require(files, hint)
-        training = Training.__new__(Training)
-        training.restore_weights(files[-1], network, flag)
+        training = Training.from_weights(files[-1], network, flag)
         same = training.settings["images"] == fingerprint(split)
-        require(same, f"{flag}: it was trained on other data than this run's")
+        other = f"{flag}: it was trained on other images than the {len(split.label):,} of this run"
+        require(same, f"{other}; --dataset, --holdout, --quick and the like must be the same")
         print(f"Teacher: {files[-1]}", flush=True)
         self._remember(network, training)
         training.save_weights(self.folder, network)  # so that this run's folder has it, too
@@ -476,7 +481,8 @@ class Training:
 
     Stopped and started again, `epochs` yields the epochs that are left. A checkpoint is taken up
     only by the same training: the function that makes the Training has the same arguments and the
-    same code, with all functions and classes that it uses. Comments and docstrings do not count.
+    same code, with all functions and classes that it uses. Comments and docstrings do not count,
+    nor does what that function reads from `run`: whatever matters has to be an argument.
 
     `history` has a dict an epoch: epoch, seconds of its steps, the mean of each metric and, where
     it was scored, test_accuracy (validation_accuracy with a holdout). `seconds` is the cost of all,
@@ -643,11 +649,15 @@ class Training:
             self.weights_path(folder), {"model": nnx.state(model, (nnx.Param, nnx.BatchStat))}
         )
 
-    def restore_weights(self, path, model, flag):
-        """Brings back what `save_weights` wrote, into a model and this record of its training."""
+    @classmethod
+    def from_weights(cls, path, model, flag):
+        """Brings back what `save_weights` wrote, into a model. Returns the record of its training,
+        which has ended: it has no epochs."""
+        training = cls.__new__(cls)
         state = nnx.state(model, (nnx.Param, nnx.BatchStat))
-        self._restore(path, {"model": state}, f"{flag} needs another")
+        training._restore(path, {"model": state}, f"{flag} needs another")
         nnx.update(model, state)
+        return training
 
     def _write(self, path, parts):
         record = {key: getattr(self, key) for key in self.KEPT}
@@ -719,7 +729,7 @@ def load_network(folder, name, network, seed=None):
 
     Args:
       folder: the output folder of the run.
-      name: the name of a row of its summary, such as "distilled".
+      name: the name of a training, such as "distilled": mostly that of a row of the summary.
       network: a fresh network of the class that was trained.
       seed: of several networks of that name the one with this seed; the last written if None.
 
@@ -730,8 +740,7 @@ def load_network(folder, name, network, seed=None):
     files = sorted(files, key=os.path.getmtime)
     known = ", ".join(sorted(path.stem for path in (folder / "weights").glob("*.npz")))
     require(files, f"{folder}: has no weights of {name!r}; it has {known or 'none'}")
-    training = Training.__new__(Training)
-    training.restore_weights(files[-1], network, "the network")
+    Training.from_weights(files[-1], network, "the network")
     return network
 
 

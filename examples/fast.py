@@ -101,10 +101,10 @@ def compile_step(step, *modules, axis=None):
     params = sum(x.size for x in jax.tree.leaves(nnx.state(modules[0], nnx.Param)))
     if jax.device_count() == 1 or (axis is None and params < SMALL_NETWORK):
         return nnx.cached_partial(step, *place(modules, jax.devices()[0]))
-    bound_step = nnx.cached_partial(step, *place(modules, on_all_devices()))
+    filled_in = nnx.cached_partial(step, *place(modules, on_all_devices()))
 
     def step_on_all_devices(batch, *more, **options):
-        result = bound_step(share_out(batch, axis or 0), *more, **options)
+        result = filled_in(share_out(batch, axis or 0), *more, **options)
         # With several such steps under way XLA's thread pool on the CPU can deadlock (seen in
         # jaxlib 0.10.2), and gains nothing.
         return jax.block_until_ready(result) if jax.default_backend() == "cpu" else result

@@ -129,6 +129,19 @@ def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
     check_same_end(killed, whole)
 
 
+def test_a_run_does_not_mind_flax_tree_mode(tmp_path):
+    small = ["--dataset", "digits", "--quick", "--epochs", "1", "--teacher-epochs", "1"]
+    results = []
+    for mode in ({}, {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}):
+        folder = tmp_path / str(len(results))
+        command = [EXAMPLES / "15_knowledge_distillation.py", *small, "--output-dir", folder]
+        done = run(tmp_path, *command, env=mode)
+        assert done.returncode == 0, done.stderr
+        report = json.loads((folder / "results.json").read_text())
+        results.append([row["test_errors"] for row in report["results"]])
+    assert results[0] == results[1]
+
+
 def test_15_takes_the_teacher_that_13_left(tmp_path):
     small = ["--dataset", "digits", "--quick", "--epochs", "1"]
     done = run(tmp_path, EXAMPLES / "13_teacher_training.py", *small)
