@@ -40,7 +40,7 @@ HINTON = "examples/25_hinton_2015.py"
 EXPERIMENTS = {
     "default": f"{DISTIL} --seed 62 --seeds 5 --teacher-seed 2",
     "all_labels": f"{DISTIL} --labels all --seed 62 --seeds 5 --teacher {RUNS}/default",
-    "digits": f"{DISTIL} --dataset digits --seed 62 --seeds 8 --teacher-seed 2",
+    "digits": f"{DISTIL} --dataset digits --seed 110 --seeds 8 --teacher-seed 5",
 }
 VARIANTS = {
     "grid": "examples/advanced/knowledge_distillation.py --labels 250 1000 5000 --seed 70"
@@ -81,12 +81,23 @@ LIMITED_TUNING = [
     )
     for epochs, rate in itertools.product(epoch_choices, ("1e-2", "3e-2", "8e-2"))
 ]
+DIGITS_HELD_OUT = "--dataset digits --holdout 297"
+DIGITS_TUNING = [
+    f"--labels 100 --batch-size {batch_size} --epochs {epochs} --learning-rate {rate} --seed 1"
+    " --seeds 8"
+    for batch_size, epoch_choices in ((32, (30, 60, 120)), (100, (180,)))
+    for epochs, rate in itertools.product(epoch_choices, ("2.5e-3", "5e-3", "1e-2", "2e-2"))
+]
 SEARCHES = {
     "tuning": (f"{DISTIL} {HELD_OUT}", TUNING),
     "limited_tuning": (f"{DISTIL} {HELD_OUT} --teacher-seed 3", LIMITED_TUNING),
+    "digits_tuning": (f"{DISTIL} {DIGITS_HELD_OUT}", DIGITS_TUNING),
 }
-TEACHERS = f"examples/13_teacher_training.py {HELD_OUT} --seeds 2"
-TEACHER_EPOCHS = (2, 3)
+TEACHER = "examples/13_teacher_training.py --seeds 2"
+TEACHER_SEARCHES = {
+    "teacher_tuning": (f"{TEACHER} {HELD_OUT}", (2, 3)),
+    "digits_teacher_tuning": (f"{TEACHER} {DIGITS_HELD_OUT}", (4, 8, 16)),
+}
 # Of script 25's large net: dropout of inputs and of hidden units, peak rate, epochs. Then peak
 # rate, epochs and alpha of its students: the first of them for all large nets, with three seeds,
 # the others for the first one. And peak rate and epochs of the small net on labels alone.
@@ -208,7 +219,7 @@ def measure_variant(name):
         for key in ("epochs", "learning_rate"):
             if key in row.get("settings", {}):
                 kept[key] = row["settings"][key]
-        by_seed.setdefault(row["seed"], []).append(kept)
+        by_seed.setdefault(row.get("repetition", row["seed"]), []).append(kept)
     more = without(report, "script", "config", "dataset", "versions", "device", "results")
     content = {
         **about(VARIANTS[name], report),
@@ -234,7 +245,8 @@ def search(name):
         for kind in ("baseline", "distilled"):
             rows = [row for row in students if row["name"] == kind]
             accuracies = [row["validation_accuracy"] for row in rows]
-            settings = {key: rows[0]["settings"][key] for key in ("epochs", "learning_rate")}
+            keys = ("batch_size", "epochs", "learning_rate")
+            settings = {key: rows[0]["settings"][key] for key in keys}
             cell = {"labels": report["config"]["labels"], "kind": kind, **settings}
             found.append({**cell, "accuracy": accuracies})
             print(*cell.values(), round(statistics.mean(accuracies), 4), flush=True)
@@ -244,9 +256,10 @@ def search(name):
 
 def search_teachers(name):
     """How many epochs the teacher needs: its accuracy on validation images."""
+    command, epoch_choices = TEACHER_SEARCHES[name]
     found = []
-    for epochs in TEACHER_EPOCHS:
-        report = run(f"{TEACHERS} --epochs {epochs}", RUNS / name / str(epochs))
+    for epochs in epoch_choices:
+        report = run(f"{command} --epochs {epochs}", RUNS / name / str(epochs))
         accuracies = [row["validation_accuracy"] for row in report["results"]]
         found.append({"epochs": epochs, "teacher": accuracies})
     write(name, {**about_search(name, report), "teachers": found})
@@ -292,6 +305,7 @@ def search_hinton(name):
         small = script.train_small_net(data, recipe(0, rate, epochs), this)
         add("small net", [small], None, rate, epochs)
     report = {"versions": script.experiment.versions(), "device": script.experiment.device()}
+    report["config"] = {"holdout": HOLDOUT}
     settings = {"batch_size": config.batch_size, "schedule": "onecycle"}
     settings |= {"temperature": config.temperature, "max_norm": config.max_norm}
     write(name, {**about_search(name, report), **settings, "cells": cells})
@@ -300,7 +314,7 @@ def search_hinton(name):
 def about_search(name, report):
     return {
         "command": f"python docs/measure.py {name}",
-        "holdout": HOLDOUT,
+        "holdout": report["config"]["holdout"],
         "versions": report["versions"],
         "device": report["device"],
         "date": datetime.date.today().isoformat(),
@@ -311,7 +325,8 @@ def main(arguments):
     known = dict.fromkeys(EXPERIMENTS, measure_pairs)
     known |= dict.fromkeys(VARIANTS, measure_variant)
     known |= dict.fromkeys(SEARCHES, search)
-    known |= {"teacher_tuning": search_teachers, "hinton_tuning": search_hinton}
+    known |= dict.fromkeys(TEACHER_SEARCHES, search_teachers)
+    known["hinton_tuning"] = search_hinton
     if not arguments or not set(arguments) <= set(known):
         print(f"{__doc__.strip()}\n\nThere is: {', '.join(known)}.")
         return 0 if not arguments or set(arguments) & {"-h", "--help"} else 2

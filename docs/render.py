@@ -32,7 +32,7 @@ RESULTS = ROOT / "docs" / "results"
 EXPERIMENTS = {
     "default": "MNIST, 1,000 labels (default settings)",
     "all_labels": "MNIST, all 60,000 labels",
-    "digits": "embedded digits, 300 labels (no network)",
+    "digits": "embedded digits, 100 labels (no network)",
 }
 
 
@@ -221,8 +221,35 @@ def table_tuning():
     return markdown(header, rows) + f"\n\n{note}Measured by `{tuning['command']}`."
 
 
-def table_teachers():
-    tuning = read("teacher_tuning")
+def table_digits_tuning():
+    header = ["batch size", "epochs", "peak learning rate", "baseline", "distilled", "mean"]
+    tuning = read("digits_tuning")
+    accuracies = {}
+    for cell in tuning["cells"]:
+        settings = cell["batch_size"], cell["epochs"], cell["learning_rate"]
+        accuracies.setdefault(settings, {})[cell["kind"]] = np.mean(cell["accuracy"])
+    means = {settings: np.mean(list(both.values())) for settings, both in accuracies.items()}
+    best = max(means, key=means.get)
+    rows = []
+    for settings, both in accuracies.items():
+        mean = percent(means[settings])
+        if settings == best:
+            mean = f"**{mean}**"
+        batch_size, epochs, rate = settings
+        row = [batch_size, epochs, f"{rate:g}", percent(both["baseline"])]
+        rows.append([*row, percent(both["distilled"]), mean])
+    seeds = len(tuning["cells"][0]["accuracy"])
+    note = f"Mean accuracy of {seeds} seeds on {tuning['holdout']} validation images, "
+    note += f"{tuning['cells'][0]['labels']} labels, T = 3 and alpha = 0.5. "
+    return markdown(header, rows) + f"\n\n{note}Measured by `{tuning['command']}`."
+
+
+def table_digits_teachers():
+    return table_teachers("digits_teacher_tuning")
+
+
+def table_teachers(name="teacher_tuning"):
+    tuning = read(name)
     rows = [
         [row["epochs"], ", ".join(percent(x) for x in row["teacher"])] for row in tuning["teachers"]
     ]
