@@ -44,9 +44,9 @@ class Config(experiment.CommonFlags):
     seeds: Annotated[int, Range(1, 100)] = 1
     """Number of teachers, with seeds one after another."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each teacher (default: 3; digits 20; quick 2)."""
-    batch_size: Annotated[int, Range(1)] = 128
-    """Images in a batch."""
+    """Epochs of each teacher (default: 3; digits 8; quick 4)."""
+    batch_size: Annotated[int | None, Range(1), OPEN] = None
+    """Images in a batch (default: 128; digits and quick 32)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """Peak learning rate (default: 5e-3; constant 1e-3)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
@@ -164,17 +164,20 @@ def train_teacher(data, recipe, run):
 def fill_in_defaults(config, data):
     """The config with a value for every flag that was left open."""
     if config.quick:
-        config = experiment.with_defaults(config, epochs=2)
+        config = experiment.with_defaults(config, epochs=4)
     if data.name == "digits":
-        config = experiment.with_defaults(config, epochs=20)
+        config = experiment.with_defaults(config, epochs=8)
+    if len(data.train.label) < 10_000:
+        config = experiment.with_defaults(config, batch_size=32)
     rate = 1e-3 if config.schedule == "constant" else 5e-3
-    return experiment.with_defaults(config, epochs=3, learning_rate=rate)
+    return experiment.with_defaults(config, epochs=3, batch_size=128, learning_rate=rate)
 
 
 def main(config):
     run = experiment.start(config)
     data = run.data
     config = fill_in_defaults(config, data)
+    run.config = config
     check_batch_size("--batch-size", config.batch_size, len(data.train.label))
 
     for seed in run.seeds(config.seeds):

@@ -7,12 +7,13 @@
 # ///
 """Limited labels: how much a teacher is worth, from 100 labelled images to all of them.
 
-For each number of labels there are three students: a baseline that learns from the labels alone, a
-distilled one that learns from the teacher's soft targets too, and one that gets soft targets for
-images without labels as well. Each is trained with several seeds. Baseline and distilled student
-have a recipe of their own, searched for the number of labels with equally many trials; the third
-takes the distilled one's. They are compared by accuracy, by likeness to the teacher and by
-calibration: is a student as sure as it may be?
+The teacher has learned from all labels. The students are short of them. For each number of labels
+there are three: a baseline that learns from the labels alone, a distilled one that learns from the
+teacher's soft targets too, and one that gets soft targets for images without labels as well, where
+there are enough of those. Each is trained with several seeds. Baseline and distilled student have a
+recipe of their own, that of the nearest number of labels for which one was searched, with equally
+many trials; the third takes the distilled one's. They are compared by accuracy and, in the figure,
+by likeness to the teacher and by calibration: is a student as sure as it may be?
 
     python examples/16_limited_labels.py                    # 3 seeds: 10 to 45 minutes
     python examples/16_limited_labels.py --labels 500 all   # these numbers of labels alone
@@ -59,11 +60,12 @@ class Config(experiment.CommonFlags):
     seeds: Annotated[int | None, Range(2, 100), OPEN] = None
     """Number of seeds, one after another, for each number of labels (default: 3; quick 2)."""
     labels: Annotated[tuple[int | Literal["all"], ...] | None, Range(10), OPEN] = None
-    """Numbers of labelled images (default: 100 250 1000 5000 all; digits and quick fewer)."""
+    """Numbers of labelled images (default: 100 250 1000 5000 all; digits 50 100 300 all; quick 100
+    500)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each student (default: chosen by the number of labels; quick 10)."""
+    """Epochs of each student (default: chosen by the number of labels; quick 40)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
-    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    """Students' images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
@@ -371,8 +373,9 @@ def fill_in_defaults(config, data):
     numbers = (100, 250, 1000, 5000, "all")
     if data.name == "digits":
         numbers = (50, 100, 300, "all")
-    if config.quick:
+    if config.quick:  # fewer epochs than in script 15, since there are many students
         numbers = (100, 500)
+        config = experiment.with_defaults(config, epochs=40)
     images = len(data.train.label)
     possible = tuple(n for n in numbers if n == "all" or n < images)
     return experiment.with_defaults(config, labels=possible, seeds=2 if config.quick else 3)
@@ -395,30 +398,35 @@ def limited_teacher_recipe(config, data):
     """How the teacher is trained, whatever the students' flags say."""
     epochs = 3
     if data.name == "digits":
-        epochs = 20
+        epochs = 8
     if config.quick:
-        epochs = 2
+        epochs = 4
     images = len(data.train.label)
-    require(images >= 128, f"{data.name}: {images} training images; a teacher needs 128")
-    return Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
+    batch_size = 32 if images < 10_000 else 128
+    too_few = f"{data.name}: {images} training images; a teacher needs {batch_size}"
+    require(images >= batch_size, too_few)
+    return Recipe(config.teacher_seed, epochs, batch_size, 5e-3, "onecycle")
 
 
-def limited_recipe(config, kind, seed, labels):
+def limited_recipe(config, data, kind, seed, labels):
     """How a student is trained: as the flags say, or else as the nearest of RECIPES, its epochs
-    brought over by a power law."""
+    brought over by a power law. With few images, the rate and batch size of script 15."""
     nearest = min(RECIPES, key=lambda count: abs(np.log(count / labels)))
     searched = "baseline" if kind == "baseline" else "distilled"
     rate, epochs = RECIPES[nearest][searched]
     epochs = round(epochs * (nearest / labels) ** 0.66)
-    if config.quick:
-        epochs = 10
-    if config.epochs is not None:
-        epochs = config.epochs
+    batch_size = 128
+    if len(data.train.label) < 10_000:  # the digits, or a first look
+        epochs = 120
+        rate = 1e-2
+        batch_size = 32
     if config.schedule == "constant":
         rate = 1e-3
+    if config.epochs is not None:
+        epochs = config.epochs
     if config.learning_rate is not None:
         rate = config.learning_rate
-    batch_size = min(32 if config.quick else 128, labels)
+    batch_size = min(batch_size, labels)
     if config.batch_size is not None:
         batch_size = config.batch_size
     check_batch_size("--batch-size", batch_size, labels)
@@ -451,7 +459,7 @@ def make_plan(config, data, run):
             kinds.append("transfer")
         for seed in run.seeds(config.seeds):
             labelled = take_labels(data.train, count, seed)
-            recipes = {kind: limited_recipe(config, kind, seed, count) for kind in kinds}
+            recipes = {kind: limited_recipe(config, data, kind, seed, count) for kind in kinds}
             plan.append((labelled, recipes))
     return plan
 
@@ -536,9 +544,9 @@ def draw_gains_over_labels(axes, run, counts):
 # best.
 
 
-def train_three_kinds(labelled, recipes, teacher_logits, data, config, run):
-    """Trains the students of one number of labels and one seed, of the kinds that have a recipe.
-    Returns {kind: student}."""
+def train_all_kinds(labelled, recipes, teacher_logits, data, config, run):
+    """Trains the two or three students of one number of labels and one seed, of the kinds that have
+    a recipe. Returns {kind: student}."""
     labels = f"{len(labelled.label):,} labels"
     seed = recipes["baseline"].seed
 
@@ -551,7 +559,9 @@ def train_three_kinds(labelled, recipes, teacher_logits, data, config, run):
     )
 
     if "transfer" in recipes:
-        experiment.print_heading(f"TRANSFER: {labels}, seed {seed}, and soft targets of others")
+        experiment.print_heading(
+            f"TRANSFER: {labels}, seed {seed}, soft targets of these and others"
+        )
         unlabelled = data.train.take(~np.isin(data.train.index, labelled.index))
         students["transfer"] = train_on_transfer_set(
             labelled, unlabelled, teacher_logits, recipes["transfer"], run,
@@ -564,6 +574,7 @@ def main(config):
     run = experiment.start(config)
     data = run.data
     config = fill_in_defaults(config, data)
+    run.config = config
     for_teacher = limited_teacher_recipe(config, data)
     plan = make_plan(config, data, run)
 
@@ -579,7 +590,7 @@ def main(config):
     # All students have this teacher. What it says of the training images is computed once.
     teacher_logits = predict_by_index(teacher, data.train)
     for labelled, recipes in plan:
-        students = train_three_kinds(labelled, recipes, teacher_logits, data, config, run)
+        students = train_all_kinds(labelled, recipes, teacher_logits, data, config, run)
         for kind, student in students.items():
             name = name_of(kind, len(labelled.label))
             logits = predict(student, data.test)
@@ -592,7 +603,7 @@ def main(config):
         for kind in ("distilled", "transfer"):
             name = name_of(kind, count)
             if run.accuracies(name):
-                gains[f"{name}: gain"] = run.compare(name, baseline)
+                gains[f"{kind} − baseline, {count:,} labels"] = run.compare(name, baseline)
     return run.finish(draw(run, counts), gains)
 
 

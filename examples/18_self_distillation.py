@@ -5,7 +5,7 @@
 #   "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
 #   "tensorflow-datasets>=4.9.10,<5"]
 # ///
-"""Self-distillation: a network as its own teacher, and no larger one anywhere.
+"""Self-distillation: a network as its own teacher.
 
 A trained network teaches a freshly initialised one of the same kind, and that the next ("born
 again"). Inside of one network the last exit teaches the earlier ones. Twins with the same start and
@@ -49,11 +49,11 @@ class Config(experiment.CommonFlags):
     seeds: Annotated[int | None, Range(1, 100), OPEN] = None
     """Number of repetitions, with seeds one after another (default: 1)."""
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
-    """Labelled images, or all (default: 1000; digits 300; quick 200)."""
+    """Labelled images, or all (default: 1000; digits and quick 100)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
     """Epochs of each network (default: chosen by the number of labels)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
-    """Images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    """Images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """Peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
@@ -203,11 +203,12 @@ def permute_dark_knowledge(logits, rng):
 # %% Loss of a network with exits
 # The last exit learns from the labels alone and teaches the others. Its logits are a constant in
 # what they learn (`soft_loss` stops the gradient), so no gradient reaches it through its soft
-# targets. The blocks that all exits share do learn from all of them.
+# targets. Each block learns from every exit behind it.
 
 
 def exits_loss(exit_logits, labels, early_weight, temperature, alpha):
-    """The loss of Zhang et al. (2019), from logits [E, B, C] of E exits and labels [B].
+    """The loss of Zhang et al. (2019), from logits [E, B, C] of E exits and labels [B], without
+    their third term, which draws the features of the early blocks to those of the last.
 
     With alpha = 1 no exit teaches. With early_weight = 0 the early exits do not learn at all.
     """
@@ -221,8 +222,9 @@ def exits_loss(exit_logits, labels, early_weight, temperature, alpha):
 
 
 # %% Steps
-# The first two are those of script 15: on labels alone, and on labels and a teacher. The teacher's
-# logits, or its confidence, come with the batch: it never changes, so it was asked once.
+# The first two are those of script 15: on labels alone, and on labels and a teacher, who is frozen:
+# its logits, or its confidence, come with the batch, since it was asked once (`teacher` is None in
+# this script). Only within a network with exits does the teacher, its last exit, go on learning.
 
 
 @nnx.jit
@@ -372,24 +374,30 @@ def fill_in_defaults(config, data):
     """The config with a value for every flag that was left open, but those of `student_recipe`."""
     config = experiment.with_defaults(config, seeds=1)
     if config.quick:
-        config = experiment.with_defaults(config, labels=200, generations=1)
+        config = experiment.with_defaults(config, labels=100, generations=1)
     if data.name == "digits":
-        config = experiment.with_defaults(config, labels=300)
+        config = experiment.with_defaults(config, labels=100)
     return experiment.with_defaults(config, labels=1000, generations=3)
 
 
-def student_recipe(config, seed, labels):
-    """How a student is trained: as the flags say, or else as suits the number of labels. 1,000
-    labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
-    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
-    if config.epochs is not None:
-        epochs = config.epochs
+def student_recipe(config, data, seed, labels):
+    """How a student is trained on so many labels: as the flags say, or else as was searched. That
+    was with 1,000 labels and with nearly all (a power law joins their epochs, 60 and 4), and on the
+    digits, whose recipe a first look has too."""
+    epochs = round(60 * (1000 / labels) ** 0.66)
     rate = 4e-2 if labels < 10_000 else 2e-2
+    batch_size = 128
+    if len(data.train.label) < 10_000:  # the digits, or a first look
+        epochs = 120
+        rate = 1e-2
+        batch_size = 32
     if config.schedule == "constant":
         rate = 1e-3
+    if config.epochs is not None:
+        epochs = config.epochs
     if config.learning_rate is not None:
         rate = config.learning_rate
-    batch_size = min(32 if config.quick else 128, labels)
+    batch_size = min(batch_size, labels)
     if config.batch_size is not None:
         batch_size = config.batch_size
     check_batch_size("--batch-size", batch_size, labels)
@@ -418,6 +426,7 @@ def train_all_students(labelled, classes, recipe, config, run):
     baseline_logits = predict_by_index(networks["baseline"], labelled)
     teacher_logits["baseline"] = baseline_logits
 
+    # What generation 1 is at T = 1, but at --temperature.
     recipe_1 = recipe_of_generation(recipe, 1)
     networks["self-distilled"] = train_born_again(
         "self-distilled", baseline_logits, labelled, classes, recipe_1, run,
@@ -474,6 +483,7 @@ def train_networks_with_exits(labelled, classes, recipe, config, run):
 
 # %% Results
 # A row for each student, for two ensembles of as many students, and for each exit that was trained.
+# Generations have seeds of their own, so a row also has its "repetition", the seed of the baseline.
 # An ensemble of twins is what an ensemble of generations has to beat: any networks gain together.
 
 
@@ -481,7 +491,7 @@ def add_rows_of_students(networks, recipe, config, run):
     """Scores the students, and two ensembles: the baseline with all generations, or all twins."""
     test_logits = {name: predict(network, run.data.test) for name, network in networks.items()}
     for name, network in networks.items():
-        run.add_row(name, network, test_logits[name])
+        run.add_row(name, network, test_logits[name], repetition=recipe.seed)
     for kind in ("generation", "twin"):
         members = ["baseline"]
         for k in range(1, config.generations + 1):
@@ -489,7 +499,9 @@ def add_rows_of_students(networks, recipe, config, run):
         # As one module the ensemble counts as a network that had no training of its own.
         ensemble = nnx.List([networks[name] for name in members])
         log_probs = average_log_probs([test_logits[name] for name in members])
-        run.add_row(f"ensemble of {kind}s", ensemble, log_probs, seed=recipe.seed)
+        run.add_row(
+            f"ensemble of {kind}s", ensemble, log_probs, seed=recipe.seed, repetition=recipe.seed
+        )
 
 
 def average_log_probs(logits_of_members):
@@ -508,11 +520,13 @@ def add_rows_of_exits(networks, recipe, run):
         for k in trained:
             needed = (*network.blocks[:k], network.exits[k - 1])  # to compute exit k
             row_name = f"{name}: exit {k}"
+            logits = exit_logits[k - 1]
+            repetition = recipe.seed
             if k == last:
                 params = count_params(needed)
-                run.add_row(row_name, network, exit_logits[k - 1], params=params)
+                run.add_row(row_name, network, logits, params=params, repetition=repetition)
             else:
-                run.add_row(row_name, needed, exit_logits[k - 1], seed=recipe.seed)
+                run.add_row(row_name, needed, logits, seed=recipe.seed, repetition=repetition)
 
 
 def mean_confidence(logits):
@@ -623,10 +637,11 @@ def main(config):
     run = experiment.start(config)
     data = run.data
     config = fill_in_defaults(config, data)
+    run.config = config
     repetitions = []
     for seed in run.seeds(config.seeds):
         labelled = take_labels(data.train, config.labels, seed)
-        repetitions.append((labelled, student_recipe(config, seed, len(labelled.label))))
+        repetitions.append((labelled, student_recipe(config, data, seed, len(labelled.label))))
 
     confidences = collections.defaultdict(list)
     for labelled, recipe in repetitions:
@@ -641,11 +656,12 @@ def main(config):
     summary = {}
     differences = {}  # points, means over the seeds
     for name, other in list_comparisons(config.generations):
-        summary[name] = f"{run.compare(name, other)} against {other}"
+        summary[f"{name} − {other}"] = run.compare(name, other)
         points = np.mean(run.accuracies(name)) - np.mean(run.accuracies(other))
         differences[f"{name} - {other}"] = float(points)
     exit_milliseconds = measure_exits(exit_networks["exits self-taught"], data.test)
-    summary["Exits, for 1,000 images"] = ", ".join(f"{x:.1f} ms" for x in exit_milliseconds)
+    times = [f"exit {k} {x:.1f} ms" for k, x in enumerate(exit_milliseconds, 1)]
+    summary["Inference, 1,000 images"] = ", ".join(times)
 
     figure = draw(run, config.generations, exit_milliseconds, labelled, teacher_logits)
     return run.finish(

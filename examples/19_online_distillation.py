@@ -53,11 +53,11 @@ class Config(experiment.CommonFlags):
     seeds: Annotated[int | None, Range(1, 100), OPEN] = None
     """Number of repetitions, with seeds one after another (default: 1)."""
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
-    """Labelled images of every network, or all (default: 1000; digits 300; quick 200)."""
+    """Labelled images of every network, or all (default: 1000; digits and quick 100)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each network (default: chosen by the number of labels; quick 10)."""
+    """Epochs of each network (default: chosen by the number of labels; quick 40)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
-    """Images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    """Images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """Peak learning rate of students and peers (default: chosen by the number of labels)."""
     teacher_learning_rate: Annotated[float, Range(0, low_excluded=True)] = 5e-3
@@ -176,7 +176,8 @@ def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, a
 
 # %% Steps of one network
 # `train_step` learns from the labels alone. `train_student_step` distils offline: its teacher has
-# finished learning.
+# finished learning and is frozen, since its logits come with the batch (`teacher` is None in this
+# script).
 
 
 @nnx.jit
@@ -219,17 +220,18 @@ def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alph
 
 
 @nnx.jit
-def online_distillation_step(teacher, student, optimizers, batch, temperature=3.0, alpha=0.5):
-    """One step of a teacher, on the labels, and of a student, on the labels and that teacher.
+def online_distillation_step(student, teacher, optimizers, batch, temperature=3.0, alpha=0.5):
+    """One step of a student, on the labels and a teacher, and of that teacher, on the labels.
 
     The soft targets are the logits from which the teacher learns in this very step: with dropout
     and the batch's statistics, and at no cost. Returns the student's loss, hard_loss and soft_loss,
     and teacher_loss: scalars.
     """
 
-    def loss_fn(teacher, student):
-        teacher_logits = teacher(batch["image"], train=True)
+    def loss_fn(student, teacher):
         student_logits = student(batch["image"], train=True)
+        teacher_logits = teacher(batch["image"], train=True)
+        # `soft_loss` stops the gradient: the student's loss does not train the teacher.
         loss, hard, soft = distillation_loss(
             student_logits, teacher_logits, batch["label"], temperature, alpha
         )
@@ -237,8 +239,8 @@ def online_distillation_step(teacher, student, optimizers, batch, temperature=3.
         metrics = {"loss": loss, "hard_loss": hard, "soft_loss": soft, "teacher_loss": teacher_loss}
         return loss + teacher_loss, metrics
 
-    grads, metrics = nnx.grad(loss_fn, argnums=(0, 1), has_aux=True)(teacher, student)
-    for model, optimizer, grad in zip((teacher, student), optimizers, grads, strict=True):
+    grads, metrics = nnx.grad(loss_fn, argnums=(0, 1), has_aux=True)(student, teacher)
+    for model, optimizer, grad in zip((student, teacher), optimizers, grads, strict=True):
         optimizer.update(model, grad)
     return metrics
 
@@ -254,18 +256,17 @@ def mutual_learning_step(peers, optimizers, batch, temperature=1.0, peers_weight
 
     def loss_fn(peers):
         logits = [peer(batch["image"], train=True) for peer in peers]
-        losses_of_peers = []
+        hard_losses = []
+        soft_losses = []
         for k, own_logits in enumerate(logits):
-            others = logits[:k] + logits[k + 1 :]
-            # hard_k = CE(label, p_k), soft_k = mean over the others l of T² · KL(p_l ‖ p_k)
-            losses_by_other = []
-            for other_logits in others:
-                _, hard, soft = distillation_loss(
-                    own_logits, other_logits, batch["label"], temperature
-                )
-                losses_by_other.append([hard, soft])  # hard is the same beside every other
-            losses_of_peers.append(jnp.array(losses_by_other).mean(0))
-        hard, soft = jnp.array(losses_of_peers).T
+            # hard_k = CE(label, p_k)
+            hard_losses.append(hard_loss(own_logits, batch["label"]))
+            # soft_k = T² · KL(p_l ‖ p_k), mean over all other peers l
+            other_peers = logits[:k] + logits[k + 1 :]
+            from_others = [soft_loss(own_logits, other, temperature) for other in other_peers]
+            soft_losses.append(jnp.array(from_others).mean())
+        hard = jnp.array(hard_losses)
+        soft = jnp.array(soft_losses)
         # loss_k = hard_k + weight · soft_k
         loss = hard + peers_weight * soft
         return loss.sum(), {"loss": loss, "hard_loss": hard, "soft_loss": soft}
@@ -278,9 +279,10 @@ def mutual_learning_step(peers, optimizers, batch, temperature=1.0, peers_weight
 
 # %% Training
 # `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
-# `nnx.cached_partial`: it fills the networks in, and spreads the work over the processor's cores.
-# Equal recipes share a compiled step, which would spare some trainings the time of compiling it;
-# since this script compares times, `compile_anew` makes each of them pay.
+# `nnx.cached_partial`: it fills networks and optimizers in, so that `step(batch)` is
+# `train_step(student, optimizer, batch)`. Equal recipes share a compiled step, which would spare
+# some trainings the time of compiling it; since this script compares times, `compile_anew` makes
+# each of them pay.
 
 
 @functools.cache  # networks of equal recipes share it, and with it the compiled step
@@ -299,7 +301,8 @@ def make_optimizer(model, recipe, images):
 
 
 def compile_anew():
-    """Lets what is trained next compile its step itself, as it would in a run of its own."""
+    """Lets what is trained next compile its step itself, as it would in a run of its own: a new
+    transform is a new part of the step."""
     make_transform.cache_clear()
 
 
@@ -361,23 +364,23 @@ def train_student_alone(name, data, labelled, recipe, run):
 
 
 def train_online_pair(data, labelled, for_teacher, recipe, run, temperature=3.0, alpha=0.5):
-    """Trains a teacher and its student at once, on the same batches. `recipe` is the student's.
+    """Trains a student and its teacher at once, on the same batches. `recipe` is the student's.
     Returns both."""
-    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(for_teacher.seed))
     student = StudentCNN(data.classes, rngs=nnx.Rngs(recipe.seed))
-    models = (teacher, student)
+    teacher = TeacherCNN(data.classes, rngs=nnx.Rngs(for_teacher.seed))
+    models = (student, teacher)
     optimizers = (
-        make_optimizer(teacher, for_teacher, len(labelled.label)),
         make_optimizer(student, recipe, len(labelled.label)),
+        make_optimizer(teacher, for_teacher, len(labelled.label)),
     )
-    step = compile_step(online_distillation_step, teacher, student, optimizers)
+    step = compile_step(online_distillation_step, student, teacher, optimizers)
 
     training = Training(run, "online", models, optimizers, recipe, labelled)
     for epoch in training.epochs():
         for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
             training.log(step(batch, temperature, alpha))
         training.score(data.scored_on, evaluate, student, data.test)
-    return teacher, student
+    return student, teacher
 
 
 def train_group(name, data, labelled, recipe, peer_seeds, run, temperature=1.0, peers_weight=1.0):
@@ -404,23 +407,27 @@ def train_group(name, data, labelled, recipe, peer_seeds, run, temperature=1.0, 
 def fill_in_defaults(config, data):
     """The config with a value for every flag that was left open, but those of `shared_recipe`."""
     config = experiment.with_defaults(config, seeds=1)
-    if config.quick:
-        config = experiment.with_defaults(config, labels=200)
-    if data.name == "digits":
-        config = experiment.with_defaults(config, labels=300)
-    return experiment.with_defaults(config, labels=1000)
+    if config.quick:  # fewer epochs than in script 15, since there are many networks
+        config = experiment.with_defaults(config, epochs=40)
+    few_images = config.quick or data.name == "digits"
+    return experiment.with_defaults(config, labels=100 if few_images else 1000)
 
 
-def shared_recipe(config, seed, labels):
-    """How students and peers of one seed are trained: as the flags say, or else as suits the number
-    of labels."""
-    epochs = 10 if config.quick else round(60 * (1000 / labels) ** 0.66)
+def shared_recipe(config, data, seed, labels):
+    """How students and peers of one seed are trained on so many labels: as the flags say, or else
+    as script 15's students."""
+    epochs = round(60 * (1000 / labels) ** 0.66)
+    rate = 4e-2 if labels < 10_000 else 2e-2
+    batch_size = 128
+    if len(data.train.label) < 10_000:  # the digits, or a first look
+        epochs = 120
+        rate = 1e-2
+        batch_size = 32
     if config.epochs is not None:
         epochs = config.epochs
-    rate = 4e-2 if labels < 10_000 else 2e-2
     if config.learning_rate is not None:
         rate = config.learning_rate
-    batch_size = min(32 if config.quick else 128, labels)
+    batch_size = min(batch_size, labels)
     if config.batch_size is not None:
         batch_size = config.batch_size
     check_batch_size("--batch-size", batch_size, labels)
@@ -443,11 +450,13 @@ def draw_peer_seeds(seed, count):
 # members and of their ensemble. A student's row says when which accuracy was reached.
 
 
-def add_pair_rows(teacher, student, for_teacher, run):
-    """Adds the rows of a teacher and a student that learned at once."""
+def add_pair_rows(student, teacher, for_teacher, run):
+    """Adds the rows of a student and a teacher that learned at once. What that cost stands in the
+    student's."""
     data = run.data
     training = run.training_of(student)
-    # In their training the student was scored, with the student's learning rate in the settings.
+    # Their training has the student's learning rate and accuracies. The teacher's row has its own
+    # rate, and no accuracies on the way.
     settings = {**training.settings, "learning_rate": for_teacher.learning_rate}
     history = []
     for record in training.history:
@@ -455,7 +464,10 @@ def add_pair_rows(teacher, student, for_teacher, run):
         record.pop(f"{data.scored_on}_accuracy", None)
         history.append(record)
     teacher_logits = predict(teacher, data.test)
-    run.add_row("online teacher", teacher, teacher_logits, settings=settings, history=history)
+    run.add_row(
+        "online teacher", teacher, teacher_logits,
+        seconds=0.0, settings=settings, history=history,
+    )  # fmt: skip
     run.add_row("online student", student, predict(student, data.test))
 
 
@@ -562,7 +574,8 @@ def draw(rows, data):
         xlabel="seconds of training", ylabel=f"{data.scored_on} accuracy",
         ylim=(min(accuracies) - 0.02, None),
     )  # fmt: skip
-    distance.set(title="Distance to others", xlabel="epoch", ylabel="soft loss", yscale="log")
+    title = "Distance to those whom it follows, at its own temperature"
+    distance.set(title=title, xlabel="epoch", ylabel="soft loss", yscale="log")
     figure.legend(loc="outside right center")
     return figure
 
@@ -575,7 +588,8 @@ def draw(rows, data):
 
 def compare_online_with_offline(config, labelled, recipe, run):
     """Trains a teacher and then its student. Then trains both at once, from the same initial
-    weights on the same batches."""
+    weights on the same batches. The teacher learns the same in both; what differs is whether the
+    student hears it in training mode while it learns, or in inference mode when it has finished."""
     data = run.data
     for_teacher = recipe._replace(learning_rate=config.teacher_learning_rate)
     heading = f"seed {recipe.seed}, {len(labelled.label):,} labels"
@@ -591,10 +605,10 @@ def compare_online_with_offline(config, labelled, recipe, run):
     run.add_row("offline student", student, predict(student, data.test))
 
     experiment.print_heading(f"ONLINE TEACHER AND STUDENT: {heading}")
-    teacher, student = train_online_pair(
+    student, teacher = train_online_pair(
         data, labelled, for_teacher, recipe, run, config.temperature, config.alpha
     )
-    add_pair_rows(teacher, student, for_teacher, run)
+    add_pair_rows(student, teacher, for_teacher, run)
 
 
 def train_baselines(config, labelled, recipe, run):
@@ -643,10 +657,11 @@ def main(config):
     run = experiment.start(config)
     data = run.data
     config = fill_in_defaults(config, data)
+    run.config = config
     repetitions = []
     for seed in run.seeds(config.seeds):
         labelled = take_labels(data.train, config.labels, seed)
-        repetitions.append((labelled, shared_recipe(config, seed, len(labelled.label))))
+        repetitions.append((labelled, shared_recipe(config, data, seed, len(labelled.label))))
 
     for labelled, recipe in repetitions:
         compile_anew()
@@ -658,11 +673,15 @@ def main(config):
 
     summary = {
         "Labels": f"{len(labelled.label):,} of {len(data.train.label):,}, for all networks",
-        "Student, online over offline": run.compare("online student", "offline student"),
+        "Rows of groups": "of the first peer; compared below are means over all members",
+        "Online student over offline": run.compare("online student", "offline student"),
+        "Online student over baseline": run.compare("online student", "baseline"),
+        "Offline student over baseline": run.compare("offline student", "baseline"),
+        "Longer baseline over baseline": run.compare("longer baseline", "baseline"),
     }
     for size in sizes_of_groups(config):
         mutual, apart = f"{size} mutual peers", f"{size} baselines apart"
-        summary[f"One of {mutual} over apart"] = compare_groups(mutual, apart, run)
+        summary[f"{mutual} over apart"] = compare_groups(mutual, apart, run)
     for size in sizes_of_groups(config):
         for name in (f"{size} baselines apart", f"{size} mutual peers"):
             accuracy = 100 * np.mean(run.values(name, "ensemble"))

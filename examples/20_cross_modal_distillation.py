@@ -57,7 +57,7 @@ class Config(experiment.CommonFlags):
     """Shares of wrong captions; the first is that of the comparisons (default: 0 0.2 0.4 0.6 0.8;
     quick 0 0.8)."""
     ambiguous: Annotated[float, Range(0, 1)] = 0.1
-    """Share of the captions that fit several digits."""
+    """Share of the training captions that fit several digits."""
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
     """Labelled captions of the text teacher, or all (default: 1000)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
@@ -67,6 +67,8 @@ class Config(experiment.CommonFlags):
     larger than its labelled captions are many."""
     learning_rate: Annotated[float, Range(0, low_excluded=True)] = 1e-3
     """Peak learning rate; that of text teacher and text students is 10 times as high."""
+    temperature: Annotated[float, Range(0.001, 10_000)] = 1.0
+    """Temperature T that softens the distributions of teachers and students."""
 
 
 # %% The language of the captions
@@ -323,7 +325,7 @@ class Captions(NamedTuple):
     """Captions as ids of words. Row i of [N, L] belongs to training image i."""
 
     vocabulary_size: int  # with padding and unknown words
-    clean: np.ndarray  # [N, L]: none is wrong
+    clean: np.ndarray  # [N, L]: none is wrong, some are ambiguous
     noisy: dict[float, np.ndarray]  # [N, L] for each share of wrong captions
     shuffled: np.ndarray  # [N, L]: the first of `noisy`, in random order
     test: np.ndarray  # [test images, L]
@@ -420,7 +422,10 @@ def make_networks(vocabulary_size, outputs, seed):
 
 # %% Losses
 # Teachers and students have the same loss. A student's target is what the teacher answers to the
-# other half of the pair, as probabilities; a teacher's own target is the label, as 0 and 1.
+# other half of the pair, as probabilities at temperature T. A teacher's own target is the label, as
+# 0 and 1, at T = 1: there the loss is the cross-entropy.
+
+CONTRASTIVE_TEMPERATURE = 0.07  # CLIP's τ at its start; CLIP learns it
 
 
 def at_least_float32(logits):
@@ -429,8 +434,9 @@ def at_least_float32(logits):
     return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
-def soft_target_loss(logits, soft_targets):
-    """How far the logits [B, C] are from soft targets [B, C], which are probabilities.
+def soft_target_loss(logits, soft_targets, temperature=1.0):
+    """How far the logits [B, C] are from soft targets [B, C]: probabilities, not logits, that
+    `to_soft_targets` has softened by the same temperature.
 
     Raises ValueError where their shapes differ: they would broadcast to a wrong loss.
     """
@@ -439,11 +445,12 @@ def soft_target_loss(logits, soft_targets):
     if logits.shape != soft_targets.shape:
         shapes = f"logits {logits.shape}, soft_targets {soft_targets.shape}"
         raise ValueError(f"{shapes}: must be of the same shape [B, C]")
-    # loss = KL(soft targets ‖ p), mean over the batch
-    return optax.losses.kl_divergence(jax.nn.log_softmax(logits), soft_targets).mean()
+    # loss = T² · KL(soft targets ‖ p), p at temperature T, mean over the batch
+    log_probs = jax.nn.log_softmax(logits / temperature)
+    return temperature**2 * optax.losses.kl_divergence(log_probs, soft_targets).mean()
 
 
-def contrastive_loss(image_embeddings, text_embeddings, temperature=0.07):
+def contrastive_loss(image_embeddings, text_embeddings, temperature=CONTRASTIVE_TEMPERATURE):
     """The loss of CLIP, of embeddings [B, D] of images and of their captions: which caption of the
     batch belongs to which image?
 
@@ -472,12 +479,12 @@ def contrastive_loss(image_embeddings, text_embeddings, temperature=0.07):
 
 
 @nnx.jit
-def soft_target_step(model, optimizer, batch):
+def soft_target_step(model, optimizer, batch, temperature):
     """One step on "input", images or captions, and "soft_targets" [B, C]. Returns the loss."""
 
     def loss_fn(model):
         logits = model(batch["input"], train=True)
-        return soft_target_loss(logits, batch["soft_targets"])
+        return soft_target_loss(logits, batch["soft_targets"], temperature)
 
     loss, grads = nnx.value_and_grad(loss_fn)(model)
     optimizer.update(model, grads)
@@ -533,15 +540,14 @@ def evaluate_zero_shot(encoders, split, prompts):
     return float((predict_zero_shot(encoders, split, prompts).argmax(-1) == split.label).mean())
 
 
-def to_soft_targets(logits):
-    """The probabilities [N, C] that logits [N, C] stand for, at temperature 1."""
-    return np.asarray(jax.nn.softmax(logits))
+def to_soft_targets(logits, temperature):
+    """The probabilities [N, C] that logits [N, C] stand for at a temperature."""
+    return np.asarray(jax.nn.softmax(logits / temperature))
 
 
 # %% Training the teachers
 # `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
-# `nnx.cached_partial`: it binds model and optimizer, which are updated in place, to the step. It
-# also shares the batches of a large network out over the processor's cores.
+# `nnx.cached_partial`: it binds model and optimizer, which are updated in place, to the step.
 
 
 @functools.cache  # networks of equal recipes share it, and with it the compiled step
@@ -569,7 +575,7 @@ def train_image_teacher(teacher, data, recipe, run):
     for epoch in training.epochs():
         for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
             seen = {"input": batch["image"], "soft_targets": one_hot[batch["label"]]}
-            training.log(step(seen))
+            training.log(step(seen, 1.0))
         training.score(data.scored_on, evaluate, teacher, data.test)
     return teacher
 
@@ -585,7 +591,7 @@ def train_text_teacher(teacher, tokens, labelled, test_tokens, data, recipe, run
     for epoch in training.epochs():
         for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch, tokens=tokens):
             seen = {"input": batch["tokens"], "soft_targets": one_hot[batch["label"]]}
-            training.log(step(seen))
+            training.log(step(seen, 1.0))
         training.score(data.scored_on, evaluate_captions, teacher, test_tokens, data.test.label)
     return teacher
 
@@ -595,9 +601,12 @@ def train_text_teacher(teacher, tokens, labelled, test_tokens, data, recipe, run
 # teacher does not change, so its answers are computed once and looked up by the pairs' index.
 
 
-def train_text_student(name, student, tokens, image_answers, test_tokens, data, recipe, run):
+def train_text_student(
+    name, student, tokens, image_answers, test_tokens, data, recipe, run, temperature
+):
     """Trains a text network on captions, from `tokens` [N, L]. Its targets are what the image
-    teacher answers to their images, the probabilities `image_answers` [N, C]."""
+    teacher answers to their images, the probabilities `image_answers` [N, C] at that temperature.
+    """
     optimizer = make_optimizer(student, recipe, len(data.train.label))
     step = compile_step(soft_target_step, student, optimizer)
     tables = {"tokens": tokens, "soft_targets": image_answers}
@@ -606,14 +615,14 @@ def train_text_student(name, student, tokens, image_answers, test_tokens, data, 
     for epoch in training.epochs():
         for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
             seen = {"input": batch["tokens"], "soft_targets": batch["soft_targets"]}
-            training.log(step(seen))
+            training.log(step(seen, temperature))
         training.score(data.scored_on, evaluate_captions, student, test_tokens, data.test.label)
     return student
 
 
-def train_image_student(name, student, text_answers, data, recipe, run):
+def train_image_student(name, student, text_answers, data, recipe, run, temperature):
     """Trains an image network. Its targets are what the text teacher answers to the images'
-    captions, the probabilities `text_answers` [N, C]."""
+    captions, the probabilities `text_answers` [N, C] at that temperature."""
     optimizer = make_optimizer(student, recipe, len(data.train.label))
     step = compile_step(soft_target_step, student, optimizer)
     tables = {"soft_targets": text_answers}
@@ -622,7 +631,7 @@ def train_image_student(name, student, text_answers, data, recipe, run):
     for epoch in training.epochs():
         for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch, **tables):
             seen = {"input": batch["image"], "soft_targets": batch["soft_targets"]}
-            training.log(step(seen))
+            training.log(step(seen, temperature))
         training.score(data.scored_on, evaluate, student, data.test)
     return student
 
@@ -802,23 +811,25 @@ def run_both_directions(run, config, seed, labelled):
     first = captions.noisy[config.noise[0]]
     align_encoders(encoders, first, captions.prompts, data, for_images, run)
     cosines = predict_zero_shot(encoders, data.test, captions.prompts)
-    run.add_row("zero-shot", encoders, cosines)
+    run.add_row("zero-shot", encoders, cosines / CONTRASTIVE_TEMPERATURE)
 
-    image_answers = to_soft_targets(predict_by_index(image_teacher, data.train))
+    temperature = config.temperature
+    image_answers = to_soft_targets(predict_by_index(image_teacher, data.train), temperature)
     for pair in prepare_students(captions, encoders, data.classes, config, seed):
         name = f"text student{pair.ending}"
         experiment.print_heading(f"seed {seed}: {name}, taught by the image teacher")
         text_student = train_text_student(
             name, pair.text_student, pair.tokens, image_answers,
-            captions.test, data, for_text_students, run,
+            captions.test, data, for_text_students, run, temperature,
         )  # fmt: skip
         run.add_row(name, text_student, predict_captions(text_student, captions.test))
 
         name = f"image student{pair.ending}"
         experiment.print_heading(f"seed {seed}: {name}, taught by the text teacher")
-        text_answers = to_soft_targets(predict_captions(text_teacher, pair.tokens))
+        text_logits = predict_captions(text_teacher, pair.tokens)
+        text_answers = to_soft_targets(text_logits, temperature)
         image_student = train_image_student(
-            name, pair.image_student, text_answers, data, for_images, run
+            name, pair.image_student, text_answers, data, for_images, run, temperature
         )
         run.add_row(name, image_student, predict(image_student, data.test))
     return cosines
@@ -830,6 +841,7 @@ def main(config):
     found = f"--dataset {data.name} ({data.source}): has {data.classes} classes"
     require(data.classes == 10, f"{found}; the captions know ten, the digits 0 to 9")
     config = fill_in_defaults(config, data)
+    run.config = config
     seeds = run.seeds(config.seeds)
     labelled_of_seeds = [take_labels(data.train, config.labels, seed) for seed in seeds]
 
@@ -840,15 +852,22 @@ def main(config):
     figure = draw(run, config, cosines_of_seeds)
     image_labels = f"{len(data.train.label):,} for the image teacher"
     text_labels = f"{len(labelled_of_seeds[0].label):,} for the text teacher"
+    # The image networks differ in the target alone. The text teacher has few captions, the text
+    # students have all.
+    image_gap = run.compare("image student", "image teacher")
+    text_gap = run.compare("text student", "text teacher")
+    # Aligned students are trained longer, by the epochs of the encoders.
     image_gain = run.compare("image student, aligned", "image student")
     text_gain = run.compare("text student, aligned", "text student")
     summary = {
         "Labels": f"{image_labels}, {text_labels}, none for all others",
         "Ambiguous captions": f"{config.ambiguous:.0%}",
-        "Image student against image teacher": run.compare("image student", "image teacher"),
-        "Zero-shot against image student": run.compare("zero-shot", "image student"),
-        "Gain from alignment, image student": image_gain,
-        "Gain from alignment, text student": text_gain,
+        "Scored on": "text networks on captions, all others on images",
+        "image student − image teacher": image_gap,
+        "text student − text teacher": text_gap,
+        "zero-shot − image student": run.compare("zero-shot", "image student"),
+        "image student, aligned − image student": image_gain,
+        "text student, aligned − text student": text_gain,
     }
     return run.finish(figure, summary)
 

@@ -179,7 +179,8 @@ def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, a
 
 # %% Steps
 # `train_step` learns from the labels alone: the large net, and the small net without a teacher.
-# `train_student_step` distils.
+# `train_student_step` distils. The large net is frozen: its logits come with the batch, and
+# `teacher` is None in this script.
 
 
 @nnx.jit
@@ -356,7 +357,7 @@ def add_to_biases(network, classes, amount):
 
 # %% Settings
 # What a flag leaves open is chosen here. Dropout, learning rates, epochs and alpha were searched on
-# validation images; test images chose nothing.
+# validation images; test images chose no setting.
 
 
 def fill_in_defaults(config, data):
@@ -512,6 +513,7 @@ def main(config):
     run = experiment.start(config, share_batches=False)
     data = run.data
     config = fill_in_defaults(config, data)
+    run.config = config
     has_digits = np.isin((3, 7, 8), data.train.label).all()
     need = "this experiment needs images of the classes 3, 7 and 8"
     require(has_digits, f"--dataset {config.dataset}: {need}")
@@ -539,7 +541,7 @@ def summarize(run):
         "Added to biases of 7 and 8": describe_biases(run, "only 7s and 8s", "biases lowered"),
     }
     for name, errors in PAPER.items():
-        lines[f"The paper, {name}"] = f"{errors:>6,} of 10,000"
+        lines[f"The paper, {name}"] = f"{errors:>6,} wrong of MNIST's 10,000 test images"
     return lines
 
 

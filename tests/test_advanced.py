@@ -141,14 +141,14 @@ def test_without_a_teacher_temperature_does_nothing(stack):
 def test_a_quick_run_heeds_the_flags(grid, digits):
     own = grid.Config(quick=True, temperatures=(2.0, 8.0), alphas=(0.2,))
     filled = grid.fill_in_defaults(own, digits)
-    assert (filled.temperatures, filled.alphas, filled.labels) == ((2.0, 8.0), (0.2,), (200,))
+    assert (filled.temperatures, filled.alphas, filled.labels) == ((2.0, 8.0), (0.2,), (100,))
     quick = grid.fill_in_defaults(grid.Config(quick=True), digits)
-    assert (quick.temperatures, quick.alphas, quick.labels) == ((1, 3), (0.5, 1), (200,))
+    assert (quick.temperatures, quick.alphas, quick.labels) == ((1, 3), (0.5, 1), (100,))
 
 
 def test_defaults_of_the_grid(grid, digits):
     filled = grid.fill_in_defaults(grid.Config(), digits)
-    assert filled.labels == (300,)
+    assert filled.labels == (100,)
     assert filled.validation == len(digits.train.label) // 6
     filled = grid.fill_in_defaults(grid.Config(), digits._replace(name="mnist"))
     assert filled.labels == (1000,)
@@ -311,7 +311,7 @@ def check_trained_on_labels(run, place, step, start, split, recipe):
         assert all(np.array_equal(batch[key], wanted_batch[key]) for key in batch)
 
 
-TEACHER_RECIPE = experiment.Recipe(3, 2, 128, 5e-3, "onecycle")
+TEACHER_RECIPE = experiment.Recipe(3, 4, 32, 5e-3, "onecycle")
 
 
 def test_the_teacher_of_the_grid_is_trained_on_all_other_labels_by_its_own_seed(grid, tuned, few):
@@ -326,7 +326,7 @@ def test_the_teacher_of_the_grid_is_scored_on_validation_images(tuned, few):
         assert scored_on == "validation"
         assert model is teacher.model
         assert same(split, few.train.take(slice(-VALIDATION, None)))
-    assert len(teacher.scored) == 2
+    assert len(teacher.scored) == 4
 
 
 @pytest.mark.parametrize(("name", "labels"), ALL_STACKS)
@@ -347,13 +347,13 @@ def test_students_of_a_seed_share_labelled_images_and_batches(grid, tuned, few, 
 
 
 @pytest.mark.parametrize(("name", "labels"), ALL_STACKS)
-def test_students_of_a_seed_share_start_and_recipe(grid, tuned, name, labels):
+def test_students_of_a_seed_share_start_and_recipe(grid, tuned, few, name, labels):
     """One recipe for all pairs and seeds, but for what the seed decides."""
     training = tuned.training(name)
     seeds, cells = stacks(labels)[name], training.given["cells"]
     assert training.start == fingerprint(grid.Students(seeds, len(cells)))
     config = grid_config(grid, "")
-    assert training.recipe == grid.student_recipe(config, seeds[0], labels)
+    assert training.recipe == grid.student_recipe(config, few, seeds[0], labels)
     assert training.recipe[1:] == tuned.training(f"grid, {LABELS[0]} labels").recipe[1:]
 
 
@@ -502,7 +502,7 @@ def test_a_grid_that_is_there_is_not_trained_again(grid, few, tmp_path, monkeypa
 def test_a_teacher_that_saw_validation_images_is_refused(grid, tuned, few, tmp_path):
     """One trained on all but the last 53 images has seen some of the last 100."""
     config = grid_config(grid, tmp_path, teacher=str(tuned.folder), validation=100)
-    with pytest.raises(utils.UserError, match=r"--teacher .* other data"):
+    with pytest.raises(utils.UserError, match=r"--teacher .* other images"):
         watch(grid, few, config)
 
 
@@ -585,10 +585,11 @@ def test_high_temperatures_reach_their_limits(heat):
 
 
 def test_defaults_of_temperature(heat, digits):
-    filled = heat.fill_in_defaults(heat.Config(), digits._replace(name="mnist"))
+    mnist = digits._replace(name="mnist")
+    filled = heat.fill_in_defaults(heat.Config(), mnist)
     assert (filled.labels, filled.seeds, filled.seed) == (1000, 1, 42)
-    assert heat.fill_in_defaults(heat.Config(), digits).labels == 300
-    assert heat.fill_in_defaults(heat.Config(quick=True), digits).labels == 200
+    assert heat.fill_in_defaults(heat.Config(), digits).labels == 100
+    assert heat.fill_in_defaults(heat.Config(quick=True), mnist).labels == 100
     assert filled.temperatures == (1, 2, 3, 5, 8, 20, 50, 100)
 
 
@@ -649,7 +650,7 @@ def test_students_of_temperature_learn_from_labels_alone(heat, heated, some):
     for place, seed in ((1, 7), (2, 8)):
         labelled = utils.take_labels(some.train, 504, seed)
         start = heat.StudentCNN(rngs=nnx.Rngs(seed))
-        recipe = heat.student_recipe(heated.config, seed, 504)
+        recipe = heat.student_recipe(heated.config, some, seed, 504)
         assert recipe.seed == seed
         check_trained_on_labels(heated, place, heat.train_step, start, labelled, recipe)
 

@@ -73,11 +73,11 @@ def train_student_on(cm, data, half):
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(folder, data)
         if half == "images":
-            return cm.train_image_student("student", image_network, answers, data, recipe, run)
+            return cm.train_image_student("student", image_network, answers, data, recipe, run, 1.0)
         tokens = cm.encode(texts, vocabulary)
         test_tokens = np.zeros((len(data.test.label), 16), np.int32)
         return cm.train_text_student(
-            "student", text_network, tokens, answers, test_tokens, data, recipe, run
+            "student", text_network, tokens, answers, test_tokens, data, recipe, run, 1.0
         )
 
 
@@ -376,6 +376,16 @@ def test_the_loss_is_the_divergence_from_the_targets_to_the_network(cm):
     np.testing.assert_allclose(cm.soft_target_loss(logits, targets), want, rtol=1e-4)
 
 
+def test_the_loss_at_a_temperature_has_its_square(cm):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 10)).astype(np.float32)
+    teacher_logits = rng.normal(size=(8, 10)).astype(np.float32)
+    targets = cm.to_soft_targets(teacher_logits, 4.0)
+    log_probs = np.asarray(jax.nn.log_softmax(logits / 4))
+    want = 16 * (targets * (np.log(targets) - log_probs)).sum(-1).mean()
+    np.testing.assert_allclose(cm.soft_target_loss(logits, targets, 4.0), want, rtol=1e-4)
+
+
 def test_embeddings_of_different_shapes_are_refused(cm):
     with pytest.raises(ValueError, match=r"\(4, 8\).*\(1, 8\)"):
         cm.contrastive_loss(jnp.ones((4, 8)), jnp.ones((1, 8)))
@@ -478,6 +488,7 @@ def test_only_ten_classes_are_taken(cm, few, classes, tmp_path):
 SEEDS = (5, 6)
 NOISE = (0.2, 0.6)
 AMBIGUOUS = 0.25
+TEMPERATURE = 2.0
 LABELS = 40
 ENDINGS = ("", ", noise 0.6", ", aligned", ", shuffled")
 
@@ -495,6 +506,7 @@ class Experiment:
     trainings: dict[tuple[str, int], Watched]  # by name and seed
     seen: dict[tuple[str, int], list]  # what the steps were given, a dict of arrays each
     vocabularies: dict[int, dict]  # by seed
+    temperatures: dict  # of each training, those that its steps were given
     traces: int  # how often a step on soft targets was made ready for compilation
     zero_shot: list[tuple]  # the arguments of each zero-shot classification
 
@@ -536,14 +548,16 @@ class StepRecorder:
     def __init__(self, compile_step):
         self.compile_step = compile_step
         self.batches = {}  # by the id of the model
+        self.temperatures = {}
 
     def __call__(self, step, model, *more):
         compiled = self.compile_step(step, model, *more)
         seen = self.batches.setdefault(id(model), [])
 
-        def recorded_step(batch):
+        def recorded_step(batch, *temperature):
             seen.append({key: np.array(x) for key, x in batch.items()})
-            return compiled(batch)
+            self.temperatures.setdefault(id(model), set()).update(temperature)
+            return compiled(batch, *temperature)
 
         return recorded_step
 
@@ -553,7 +567,7 @@ def watched(cm, few, tmp_path_factory):
     config = cm.Config(
         dataset="digits", output_dir=str(tmp_path_factory.mktemp("watched")),
         seed=5, seeds=2, noise=NOISE, ambiguous=AMBIGUOUS, labels=LABELS, epochs=1, batch_size=32,
-        learning_rate=2e-3,
+        learning_rate=2e-3, temperature=TEMPERATURE,
     )  # fmt: skip
     steps = StepRecorder(cm.compile_step)
     vocabularies = Recorder(cm.build_vocabulary)
@@ -571,6 +585,9 @@ def watched(cm, few, tmp_path_factory):
         report=report,
         trainings=trainings,
         seen={key: steps.batches[id(training.model)] for key, training in trainings.items()},
+        temperatures={
+            key: steps.temperatures[id(training.model)] for key, training in trainings.items()
+        },
         vocabularies=dict(zip(SEEDS, vocabularies.returned, strict=True)),
         traces=len(losses.given),
         zero_shot=zero_shot.given,
@@ -688,7 +705,7 @@ def test_a_text_student_learns_what_the_image_teacher_says_of_the_images(
     tokens = expected_tokens(cm, watched, few, ending, seed)
     np.testing.assert_array_equal(watched.shown(name, seed, "input"), tokens[index])
     logits = utils.predict(watched.trainings["image teacher", seed].model, few.train)
-    answers = np.asarray(jax.nn.softmax(logits))
+    answers = np.asarray(jax.nn.softmax(logits / TEMPERATURE))
     np.testing.assert_allclose(watched.shown(name, seed, "soft_targets"), answers[index], atol=1e-6)
 
 
@@ -704,8 +721,15 @@ def test_an_image_student_learns_what_the_text_teacher_says_of_the_captions(
     np.testing.assert_array_equal(watched.shown(name, seed, "input"), image)
     tokens = expected_tokens(cm, watched, few, ending, seed)
     logits = watched.trainings["text teacher", seed].model(tokens)
-    answers = np.asarray(jax.nn.softmax(logits))
+    answers = np.asarray(jax.nn.softmax(logits / TEMPERATURE))
     np.testing.assert_allclose(watched.shown(name, seed, "soft_targets"), answers[index], atol=1e-5)
+
+
+def test_the_temperature_is_that_of_the_students(watched):
+    """Labels, which the teachers learn, are at T = 1."""
+    for (name, _), temperatures in watched.temperatures.items():
+        wanted = {1.0} if name.endswith("teacher") else {TEMPERATURE}
+        assert temperatures == (set() if name == "zero-shot" else wanted)
 
 
 def test_students_and_encoders_are_shown_no_label(watched):
@@ -794,7 +818,11 @@ def test_zero_shot_an_image_is_compared_with_the_wordings_of_training(cm, watche
                 assert all(found in (word, "?") for found, word in words)
     cosines = cm.predict_zero_shot(training.model, few.test, prompts)
     errors = int((cosines.argmax(-1) != few.test.label).sum())
-    assert watched.row("zero-shot", seed)["test_errors"] == errors
+    row = watched.row("zero-shot", seed)
+    assert row["test_errors"] == errors
+    # As probabilities, they are those of the contrastive loss.
+    calibration = utils.calibration(cosines / 0.07, few.test.label)
+    assert row["nll"] == pytest.approx(calibration["nll"], rel=1e-4)
 
 
 def test_zero_shot_takes_the_test_images(watched, few):
@@ -928,11 +956,11 @@ def test_the_same_training_is_taken_up_and_another_is_not(cm, few, tmp_path):
     tokens = np.full((320, 16), 2, np.int32)
     test_tokens = np.full((80, 16), 2, np.int32)
 
-    def path_with(seed=0, tokens=tokens, answers=answers):
+    def path_with(seed=0, tokens=tokens, answers=answers, temperature=1.0):
         _, network = cm.make_networks(30, 10, seed)
         run = make_run(tmp_path, few)
         student = cm.train_text_student(
-            "student", network, tokens, answers, test_tokens, few, recipe, run
+            "student", network, tokens, answers, test_tokens, few, recipe, run, temperature
         )
         return run.training_of(student).path
 
@@ -942,5 +970,6 @@ def test_the_same_training_is_taken_up_and_another_is_not(cm, few, tmp_path):
         path_with(seed=1),
         path_with(tokens=tokens + 1),
         path_with(answers=np.eye(10, dtype=np.float32)[few.train.label]),
+        path_with(temperature=2.0),
     ]
-    assert len({first, *others}) == 4
+    assert len({first, *others}) == 5

@@ -1,13 +1,14 @@
 """Scripts 13 to 15: what the teacher and the students of a pair are shown, and what is reported."""
 
 import ast
+import json
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, load, watch
+from conftest import EXAMPLES, ROOT, load, watch
 from experiment import fingerprint
 from flax import nnx
 from scipy import stats
@@ -25,7 +26,7 @@ def watched(kd, few, tmp_path_factory):
     """A run of two pairs: the report, the teacher's training and the students' by (name, seed)."""
     config = kd.Config(
         dataset="digits", output_dir=str(tmp_path_factory.mktemp("watched")),
-        seed=7, seeds=2, labels=60, epochs=2, teacher_epochs=1, teacher_seed=3,
+        seed=7, seeds=2, labels=60, epochs=2, batch_size=60, teacher_epochs=1, teacher_seed=3,
         temperature=5.0, alpha=0.25,
     )  # fmt: skip
     report, trainings = watch(kd, few, config)
@@ -127,7 +128,7 @@ def test_the_scripts_before_train_the_same_networks(script, watched, few, tmp_pa
     module = load(EXAMPLES / script)
     flags = {"seed": 3, "epochs": 1}
     if script.startswith("14"):
-        flags = {"seed": 7, "seeds": 2, "epochs": 2, "labels": 60}
+        flags = {"seed": 7, "seeds": 2, "epochs": 2, "labels": 60, "batch_size": 60}
     config = module.Config(dataset="digits", output_dir=str(tmp_path), **flags)
     _, trainings = watch(module, few, config)
     _, teacher, students = watched
@@ -136,6 +137,78 @@ def test_the_scripts_before_train_the_same_networks(script, watched, few, tmp_pa
     for training in trainings:
         other = same[training.name, training.recipe.seed]
         assert fingerprint(training.model) == fingerprint(other.model)
+
+
+# %% Settings
+
+
+@pytest.fixture(scope="module")
+def many(digits):
+    """As many training images as MNIST has, or so."""
+    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
+
+
+@pytest.fixture(scope="module")
+def first_look(digits):
+    """As many images as --quick leaves of MNIST, or so."""
+    return digits._replace(name="mnist")
+
+
+def test_what_a_flag_leaves_open(kd, digits, many, first_look):
+    """Pairs, labels, and the teacher's epochs and batch size."""
+    for data, flags, wanted in (
+        (many, {}, (1, 1000, 3, 128)),
+        (first_look, {"quick": True}, (1, 100, 4, 32)),
+        (digits, {}, (5, 100, 8, 32)),
+        (digits, {"quick": True}, (1, 100, 4, 32)),
+        (digits, {"seeds": 2, "labels": "all", "teacher_epochs": 0}, (2, "all", 0, 32)),
+        (many, {"teacher_batch_size": 7}, (1, 1000, 3, 7)),
+    ):
+        config = kd.fill_in_defaults(kd.Config(**flags), data)
+        found = config.seeds, config.labels, config.teacher_epochs, config.teacher_batch_size
+        assert found == wanted
+
+
+def test_the_recipes_of_15(kd, digits, many, first_look):
+    for data, flags, labels, wanted in (
+        (many, {}, 1000, (60, 128, 4e-2, "onecycle")),
+        (many, {}, 60_000, (4, 128, 2e-2, "onecycle")),
+        (many, {}, 100, (274, 100, 4e-2, "onecycle")),
+        (many, {"schedule": "constant"}, 1000, (60, 128, 1e-3, "constant")),
+        (many, {"schedule": "constant", "learning_rate": 0.5}, 1000, (60, 128, 0.5, "constant")),
+        (digits, {}, 100, (120, 32, 1e-2, "onecycle")),
+        (digits, {}, 20, (120, 20, 1e-2, "onecycle")),
+        (first_look, {}, 100, (120, 32, 1e-2, "onecycle")),
+        (digits, {"epochs": 0, "batch_size": 9, "learning_rate": 1.0}, 10, (0, 9, 1.0, "onecycle")),
+    ):
+        assert kd.student_recipe(kd.Config(**flags), data, 7, labels) == (7, *wanted)
+    teacher = kd.fill_in_defaults(kd.Config(teacher_seed=3), digits)
+    assert kd.teacher_recipe(teacher, 1297) == (3, 8, 32, 5e-3, "onecycle")
+
+
+def test_13_and_14_have_the_defaults_of_15(digits, many, first_look):
+    teachers = load(EXAMPLES / "13_teacher_training.py")
+    baselines = load(EXAMPLES / "14_student_baseline.py")
+    for data, quick, epochs, batch_size, labels in (
+        (many, False, 3, 128, 1000), (first_look, True, 4, 32, 100), (digits, False, 8, 32, 100),
+    ):  # fmt: skip
+        config = teachers.fill_in_defaults(teachers.Config(quick=quick), data)
+        assert (config.epochs, config.batch_size) == (epochs, batch_size)
+        assert config.learning_rate == 5e-3
+        config = baselines.fill_in_defaults(baselines.Config(quick=quick), data)
+        assert config.labels == labels
+
+
+def test_the_recipe_of_the_digits_is_the_best_of_its_search_for_both_students(kd, digits):
+    """The cell with the best mean of the two, on images that were held out of the training set."""
+    search = json.loads((ROOT / "docs" / "results" / "digits_tuning.json").read_text())
+    sums = {}
+    for cell in search["cells"]:
+        recipe = cell["epochs"], cell["batch_size"], cell["learning_rate"]
+        sums[recipe] = sums.get(recipe, 0) + np.mean(cell["accuracy"])
+    assert len(search["cells"]) == 2 * len(sums)
+    assert kd.student_recipe(kd.Config(), digits, 7, 100)[1:4] == max(sums, key=sums.get)
+    assert search["holdout"] == 297
 
 
 # %% Copied out

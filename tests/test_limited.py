@@ -151,6 +151,12 @@ def few(digits):
     return digits._replace(train=digits.train.take(slice(400)), test=digits.test.take(slice(100)))
 
 
+@pytest.fixture(scope="module")
+def many(digits):
+    """As many training images as MNIST has, or so."""
+    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
+
+
 class Watched:
     """A run of 40 and 250 labels of 400, with two seeds."""
 
@@ -218,9 +224,11 @@ def test_who_is_trained(watched):
 
 def test_the_teacher_is_trained_on_all_labels_by_its_own_seed(watched, few):
     teacher = watched.teacher
-    assert teacher.recipe == (3, 2, 128, 5e-3, "onecycle")
+    assert teacher.recipe == (3, 4, 32, 5e-3, "onecycle")
     assert teacher.split is few.train
-    for epoch in (teacher.batches[:3], teacher.batches[3:]):  # all but the rest of a batch
+    assert len(teacher.batches) == 4 * 12
+    for start in range(0, 4 * 12, 12):  # an epoch shows all but the rest of a batch
+        epoch = teacher.batches[start : start + 12]
         assert len(np.unique([batch["index"] for batch in epoch])) == 384
     np.testing.assert_array_equal(teacher.shown("label"), few.train.label[teacher.shown("index")])
     assert "teacher_logits" not in teacher.batches[0]
@@ -348,13 +356,17 @@ def test_every_learning_rate_ends_with_its_training(watched):
         assert transform == (training.recipe.learning_rate, training.recipe.schedule, steps)
 
 
-def test_learning_rates_are_those_of_the_recipes(watched, limited):
-    nearest = {40: 100, 250: 250}
-    for (kind, count, _), student in watched.students.items():
-        searched = limited.RECIPES[nearest[count]][
-            "baseline" if kind == "baseline" else "distilled"
-        ]
-        assert student.recipe.learning_rate == searched[0]
+def test_learning_rates_are_those_of_the_recipes(watched, limited, many):
+    """Of few images that of the digits; of many each kind's own, the transfer student's that of the
+    distilled one."""
+    for student in watched.students.values():
+        assert student.recipe.learning_rate == 1e-2
+    config = limited.Config()
+    for count, searched in limited.RECIPES.items():
+        for kind in ("baseline", "distilled", "transfer"):
+            found = limited.limited_recipe(config, many, kind, 5, count)
+            own = searched["baseline" if kind == "baseline" else "distilled"]
+            assert found.learning_rate == own[0]
 
 
 def test_labels_of_the_transfer_set_change_no_network(limited, few, watched, tmp_path):
@@ -397,7 +409,7 @@ def test_the_summary_has_gains_over_the_baseline_of_the_same_seeds(watched):
     accuracies = {}
     for row in watched.report["results"]:
         accuracies.setdefault(row["name"], []).append(100 * row["test_accuracy"])
-    lines = re.findall(r"^(\w+), (\d+) labels: gain +(.*)$", watched.printed, re.MULTILINE)
+    lines = re.findall(r"^(\w+) − baseline, (\d+) labels +(.*)$", watched.printed, re.MULTILINE)
     assert [(kind, count) for kind, count, _ in lines] == [
         ("distilled", "40"), ("transfer", "40"), ("distilled", "250"),
     ]  # fmt: skip
@@ -502,22 +514,22 @@ def test_recipes_are_the_best_of_the_searches(limited):
             assert recipe == (best["learning_rate"], best["epochs"])
 
 
-def test_the_results_are_of_these_recipes(limited):
+def test_the_results_are_of_these_recipes(limited, many):
     """Whoever changes RECIPES has to measure again."""
     results = json.loads((ROOT / "docs" / "results" / "limited_labels.json").read_text())
     rows = results["runs"][0]["rows"]
     assert rows[0]["name"] == "teacher"
     for row in rows[1:]:
         kind, labels = row["name"].removesuffix(" labels").split(", ")
-        recipe = limited.limited_recipe(limited.Config(), kind, row["seed"], int(labels))
+        recipe = limited.limited_recipe(limited.Config(), many, kind, row["seed"], int(labels))
         assert (row["epochs"], row["learning_rate"]) == (recipe.epochs, recipe.learning_rate)
 
 
-def test_other_numbers_of_labels_take_the_nearest_recipe(limited):
+def test_other_numbers_of_labels_take_the_nearest_recipe(limited, many):
     config = limited.Config()
     for labels, count in ((1000, 1000), (900, 1000), (40_000, 50_000), (20, 100)):
         rate, epochs = limited.RECIPES[count]["distilled"]
-        found = limited.limited_recipe(config, "distilled", 5, labels)
+        found = limited.limited_recipe(config, many, "distilled", 5, labels)
         want = round(epochs * (count / labels) ** 0.66)
         assert found == (5, want, min(128, labels), rate, "onecycle")
 
@@ -528,19 +540,33 @@ def test_other_numbers_of_labels_take_the_nearest_recipe(limited):
         ({"schedule": "constant"}, (5, 120, 128, 1e-3, "constant")),
         ({"schedule": "constant", "learning_rate": 0.5}, (5, 120, 128, 0.5, "constant")),
         ({"epochs": 3, "batch_size": 50}, (5, 3, 50, 3e-2, "onecycle")),
-        ({"quick": True}, (5, 10, 32, 3e-2, "onecycle")),
-        ({"quick": True, "epochs": 0, "batch_size": 1}, (5, 0, 1, 3e-2, "onecycle")),
     ],
 )
-def test_flags_take_the_place_of_the_recipe(limited, flags, wanted):
-    assert limited.limited_recipe(limited.Config(**flags), "baseline", 5, 1000) == wanted
+def test_flags_take_the_place_of_the_recipe(limited, many, flags, wanted):
+    assert limited.limited_recipe(limited.Config(**flags), many, "baseline", 5, 1000) == wanted
+
+
+@pytest.mark.parametrize(
+    ("flags", "labels", "wanted"),
+    [
+        ({}, 100, (5, 120, 32, 1e-2, "onecycle")),
+        ({}, 20, (5, 120, 20, 1e-2, "onecycle")),
+        ({"schedule": "constant"}, 100, (5, 120, 32, 1e-3, "constant")),
+        ({"epochs": 0, "batch_size": 1}, 100, (5, 0, 1, 1e-2, "onecycle")),
+    ],
+)
+def test_where_images_are_few_the_recipe_is_that_of_the_digits(limited, few, flags, labels, wanted):
+    for kind in ("baseline", "distilled"):
+        assert limited.limited_recipe(limited.Config(**flags), few, kind, 5, labels) == wanted
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "constant"])
 @pytest.mark.parametrize(
-    ("name", "quick", "epochs"), [("mnist", 0, 3), ("digits", 0, 20), ("digits", 1, 2)]
+    ("name", "quick", "epochs"), [("mnist", 0, 3), ("digits", 0, 8), ("digits", 1, 4)]
 )
-def test_students_flags_do_not_change_the_teacher(limited, few, schedule, name, quick, epochs):
+def test_students_flags_do_not_change_the_teacher(
+    limited, few, many, schedule, name, quick, epochs
+):
     config = limited.Config(
         schedule=schedule,
         quick=bool(quick),
@@ -549,8 +575,9 @@ def test_students_flags_do_not_change_the_teacher(limited, few, schedule, name, 
         learning_rate=1.0,
         teacher_seed=4,
     )
-    recipe = limited.limited_teacher_recipe(config, few._replace(name=name))
-    assert recipe == (4, epochs, 128, 5e-3, "onecycle")
+    data = many if name == "mnist" else few
+    recipe = limited.limited_teacher_recipe(config, data)
+    assert recipe == (4, epochs, 128 if name == "mnist" else 32, 5e-3, "onecycle")
 
 
 @pytest.mark.parametrize(
@@ -564,8 +591,7 @@ def test_half_batches_take_about_as_many_steps(limited, labels, recipe, epochs, 
     assert found == recipe._replace(epochs=epochs, batch_size=batch_size)
 
 
-def test_defaults(limited, few):
-    many = few._replace(name="mnist", train=few.train.take(np.zeros(6000, int)))
+def test_defaults(limited, few, many):
     for data, quick, labels, seeds in (
         (many, False, (100, 250, 1000, 5000, "all"), 3),
         (many, True, (100, 500), 2),
@@ -574,8 +600,9 @@ def test_defaults(limited, few):
         (few, True, (100,), 2),
     ):
         config = limited.fill_in_defaults(limited.Config(quick=quick), data)
-        assert (config.labels, config.seeds) == (labels, seeds)
-    config = limited.Config(quick=True, labels=("all", 70), seeds=5)
+        found = config.labels, config.seeds, config.epochs
+        assert found == (labels, seeds, 40 if quick else None)
+    config = limited.Config(quick=True, labels=("all", 70), seeds=5, epochs=3)
     assert limited.fill_in_defaults(config, few) == config
 
 

@@ -85,9 +85,9 @@ def online_teacher_learns_from_its_student(online):
     alone, together = (online.TeacherCNN(rngs=nnx.Rngs(1)) for _ in range(2))
     [alone], [optimizer] = with_sgd(alone)
     online.train_step(alone, optimizer, batch())
-    pair, optimizers = with_sgd(together, online.StudentCNN(rngs=nnx.Rngs(0)))
+    pair, optimizers = with_sgd(online.StudentCNN(rngs=nnx.Rngs(0)), together)
     online.online_distillation_step(*pair, optimizers, batch(), 3.0, 0.5)
-    assert_close(weights(pair[0]), weights(alone))
+    assert_close(weights(pair[1]), weights(alone))
 
 
 def ensemble_of_logits(online):
@@ -160,17 +160,17 @@ def test_the_online_student_follows_the_teacher_of_the_moment(online):
     """Its soft targets are the logits of the teacher's own forward pass, before the update, with
     dropout and the batch's statistics: the step is script 15's beside these logits."""
     pair, optimizers = with_sgd(
-        online.TeacherCNN(rngs=nnx.Rngs(1)), online.StudentCNN(rngs=nnx.Rngs(0))
+        online.StudentCNN(rngs=nnx.Rngs(0)), online.TeacherCNN(rngs=nnx.Rngs(1))
     )
     twin, twin_optimizers = with_sgd(
-        online.TeacherCNN(rngs=nnx.Rngs(1)), online.StudentCNN(rngs=nnx.Rngs(0))
+        online.StudentCNN(rngs=nnx.Rngs(0)), online.TeacherCNN(rngs=nnx.Rngs(1))
     )
-    live = answer(twin[0])
+    live = answer(twin[1])
     want = online.train_student_step(
-        twin[1], None, twin_optimizers[1], batch(teacher_logits=live), 3.0, 0.3
+        twin[0], None, twin_optimizers[0], batch(teacher_logits=live), 3.0, 0.3
     )
     found = online.online_distillation_step(*pair, optimizers, batch(), 3.0, 0.3)
-    assert_close(weights(pair[1]), weights(twin[1]))
+    assert_close(weights(pair[0]), weights(twin[0]))
     for key in ("loss", "hard_loss", "soft_loss"):
         np.testing.assert_allclose(found[key], want[key], rtol=1e-4)
     np.testing.assert_allclose(found["teacher_loss"], online.hard_loss(live, LABELS), rtol=1e-4)
@@ -239,9 +239,9 @@ def watched(few, tmp_path_factory):
 
 def network_of(watched, name, seed):
     """The network of a row: of a group its first peer."""
-    if name == "online teacher":
-        return watched.trainings["online", seed].model[0]
     if name == "online student":
+        return watched.trainings["online", seed].model[0]
+    if name == "online teacher":
         return watched.trainings["online", seed].model[1]
     model = watched.trainings[name, seed].model
     return model[0] if name in GROUPS else model
@@ -277,7 +277,7 @@ def test_all_networks_learn_from_the_same_labelled_images_in_the_same_batches(wa
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_all_train_by_one_recipe_but_for_the_teachers_rate_and_the_longer_baseline(watched, seed):
-    recipe = Recipe(seed, epochs=2, batch_size=20, learning_rate=4e-2, schedule="onecycle")
+    recipe = Recipe(seed, epochs=2, batch_size=20, learning_rate=1e-2, schedule="onecycle")
     for name in NAMES:
         want = recipe
         if name == "offline teacher":
@@ -295,8 +295,8 @@ def test_within_a_seed_equal_networks_are_updated_alike(watched, seed):
         model = watched.trainings[name, seed].model
         return watched.transforms[id(model if k is None else model[k])]
 
-    assert transform("online", 0) is transform("offline teacher")
-    assert transform("online", 1) is transform("offline student")
+    assert transform("online", 0) is transform("offline student")
+    assert transform("online", 1) is transform("offline teacher")
     assert transform("baseline") is transform("offline student")
     assert transform("offline teacher") is not transform("offline student")
     assert transform("longer baseline") is not transform("baseline")
@@ -329,7 +329,7 @@ def test_single_students_and_the_first_of_each_group_share_their_start_and_so_do
     for name in STUDENTS_ALONE:
         assert starts[name] == fingerprint(student)
     assert starts["offline teacher"] == fingerprint(teacher)
-    assert starts["online"] == fingerprint((teacher, student))
+    assert starts["online"] == fingerprint((student, teacher))
     others = [online.StudentCNN(rngs=nnx.Rngs(other)) for other in peer_seeds(seed)[1:]]
     for size in SIZES:
         for kind in ("baselines apart", "mutual peers"):
@@ -408,10 +408,14 @@ def test_single_networks_are_to_the_bit_those_of_script_15(watched, few, kd, tmp
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_online_teacher_ends_as_the_offline_teacher(watched, seed):
     """Nothing flows back from the student; start, batches and dropout are the same."""
-    offline, online = (
-        network_of(watched, f"{kind} teacher", seed) for kind in ("offline", "online")
-    )
-    assert_close(weights(offline), weights(online), atol=2e-3)
+    teachers = []
+    for kind in ("offline", "online"):
+        teacher = weights(network_of(watched, f"{kind} teacher", seed))
+        for name in ("conv1", "conv2", "conv3"):
+            # Before BatchNorm its gradient is 0 but for rounding, out of which Adam makes steps.
+            del teacher[name]["bias"]
+        teachers.append(teacher)
+    assert_close(*teachers, atol=2e-3)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -459,10 +463,11 @@ def test_rows_are_of_these_networks_after_their_last_epoch(watched, few):
 def test_rows_of_the_pair_are_of_their_joint_training(watched):
     for seed in SEEDS:
         teacher, student = (watched.row[f"online {who}", seed] for who in ("teacher", "student"))
-        for key in ("seconds", "epoch_seconds", "seconds_to_end"):
+        for key in ("epoch_seconds", "seconds_to_end"):
             assert teacher[key] == student[key]
+        assert (teacher["seconds"], student["seconds"] > 0) == (0, True)  # what both cost, once
         assert teacher["settings"]["learning_rate"] == 3e-3
-        assert student["settings"]["learning_rate"] == 4e-2
+        assert student["settings"]["learning_rate"] == 1e-2
         offline = watched.row["offline teacher", seed]["history"]
         for here, there in zip(teacher["history"], offline, strict=True):
             assert here["teacher_loss"] == pytest.approx(there["loss"], rel=1e-3)
@@ -485,7 +490,7 @@ def test_rows_of_groups_have_each_member_and_the_ensemble_of_probabilities(watch
 def test_saved_weights_of_networks_that_learned_together_are_found(watched, online):
     blank = nnx.Rngs(0)
     folder = watched.config.output_dir
-    pair = (online.TeacherCNN(rngs=blank), online.StudentCNN(rngs=blank))
+    pair = (online.StudentCNN(rngs=blank), online.TeacherCNN(rngs=blank))
     peers = [online.StudentCNN(rngs=blank) for _ in range(4)]
     for name, models in (("online", pair), ("4 mutual peers", peers)):
         loaded = experiment.load_network(folder, name, models, seed=8)
@@ -549,12 +554,18 @@ def test_the_summary_compares_within_seeds_and_groups_by_all_their_members(watch
     def values(name, key):
         return [np.mean(watched.row[name, seed][key]) for seed in SEEDS]
 
-    found = line(watched, "Student, online over offline")
-    names = ("online student", "offline student")
-    assert found == gain_in_words(*(values(name, "test_accuracy") for name in names))
+    for name, other in (
+        ("online student", "offline student"),
+        ("online student", "baseline"),
+        ("offline student", "baseline"),
+        ("longer baseline", "baseline"),
+    ):
+        words = f"{name.capitalize()} over {other.removesuffix(' student')}"
+        want = gain_in_words(values(name, "test_accuracy"), values(other, "test_accuracy"))
+        assert line(watched, words) == want
     for size in SIZES:
         mutual, apart = f"{size} mutual peers", f"{size} baselines apart"
-        found = line(watched, f"One of {mutual} over apart")
+        found = line(watched, f"{mutual} over apart")
         assert found == gain_in_words(values(mutual, "members"), values(apart, "members"))
         for name in (mutual, apart):
             mean = 100 * np.mean(values(name, "ensemble"))
@@ -566,18 +577,20 @@ def test_the_summary_compares_within_seeds_and_groups_by_all_their_members(watch
 
 def test_what_is_left_open_is_filled_in(online, few):
     fill = online.fill_in_defaults
-    assert fill(online.Config(), few._replace(name="mnist")).labels == 1000
-    assert fill(online.Config(), few).labels == 300
-    assert fill(online.Config(quick=True), few).labels == 200
+    many = few._replace(name="mnist", train=few.train.take(np.zeros(10_000, int)))
+    assert fill(online.Config(), many).labels == 1000
+    assert fill(online.Config(), few).labels == 100
+    assert fill(online.Config(quick=True), many).labels == 100
+    assert fill(online.Config(quick=True), many).epochs == 40
     assert fill(online.Config(quick=True, labels="all"), few).labels == "all"
     assert fill(online.Config(), few).seeds == 1
     recipe = online.shared_recipe
-    assert recipe(online.Config(), 7, 1000) == Recipe(7, 60, 128, 4e-2, "onecycle")
-    assert recipe(online.Config(), 7, 60_000) == Recipe(7, 4, 128, 2e-2, "onecycle")
-    assert recipe(online.Config(), 7, 100) == Recipe(7, 274, 100, 4e-2, "onecycle")
-    assert recipe(online.Config(quick=True), 7, 200) == Recipe(7, 10, 32, 4e-2, "onecycle")
+    assert recipe(online.Config(), many, 7, 1000) == Recipe(7, 60, 128, 4e-2, "onecycle")
+    assert recipe(online.Config(), many, 7, 60_000) == Recipe(7, 4, 128, 2e-2, "onecycle")
+    assert recipe(online.Config(), many, 7, 100) == Recipe(7, 274, 100, 4e-2, "onecycle")
+    assert recipe(online.Config(), few, 7, 200) == Recipe(7, 120, 32, 1e-2, "onecycle")
     given = online.Config(epochs=5, batch_size=9, learning_rate=0.1)
-    assert recipe(given, 7, 200) == Recipe(7, 5, 9, 0.1, "onecycle")
+    assert recipe(given, many, 7, 200) == Recipe(7, 5, 9, 0.1, "onecycle")
 
 
 @pytest.mark.parametrize(("quick", "times", "sizes"), [(False, 4, [2, 4]), (True, 2, [2])])

@@ -269,9 +269,9 @@ def test_flags_are_refused_before_anything_is_trained(
     ("flags", "name", "labels", "generations"),
     [
         ({}, "mnist", 1000, 3),
-        ({"quick": True}, "mnist", 200, 1),
-        ({}, "digits", 300, 3),
-        ({"quick": True}, "digits", 200, 1),
+        ({"quick": True}, "mnist", 100, 1),
+        ({}, "digits", 100, 3),
+        ({"quick": True}, "digits", 100, 1),
         ({"quick": True, "labels": "all", "generations": 2}, "mnist", "all", 2),
     ],
 )
@@ -307,7 +307,7 @@ def watched(script, few, tmp_path_factory):
     """The report, {seed: {name: Watched}}, the arguments of `measure_exits`, and the output."""
     config = script.Config(
         dataset="digits", output_dir=str(tmp_path_factory.mktemp("watched")), seed=7, seeds=2,
-        labels=60, epochs=3, generations=2, temperature=5.0, alpha=0.25,
+        labels=60, epochs=3, batch_size=60, generations=2, temperature=5.0, alpha=0.25,
     )  # fmt: skip
     measured = []
 
@@ -607,9 +607,21 @@ def test_each_network_is_compared_with_the_one_that_differs_in_teaching_alone(wa
         gain = utils.paired_difference(*accuracies)
         assert report["differences"][f"{name} - {other}"] == pytest.approx(gain.mean)
         words = f"{gain.mean:+.2f} points (95 %: {gain.low:+.2f} to {gain.high:+.2f}), "
-        words += f"{gain.wins} of 2 seeds against {other}\n"
-        (line,) = [x for x in output.splitlines(True) if x.startswith(name) and "against" in x]
-        assert line.split(maxsplit=len(name.split()))[-1] == words
+        words += f"{gain.wins} of 2 seeds"
+        (line,) = [x for x in output.splitlines() if x.startswith(f"{name} − {other} ")]
+        assert line.removeprefix(f"{name} − {other}").strip() == words
+
+
+def test_each_row_names_its_repetition(watched):
+    """Of generations and their twins the seed is another."""
+    report, *_ = watched
+    rows = report["results"]
+    names = [row["name"] for row in rows if row["repetition"] == SEEDS[0]]
+    assert names == [row["name"] for row in rows if row["repetition"] == SEEDS[1]]
+    assert len(rows) == 2 * len(names) == 2 * len(set(names))
+    for row in rows:
+        same = row["name"] == "baseline" or row["name"].startswith(("ensemble", "last", "exits"))
+        assert (row["seed"] == row["repetition"]) == same
 
 
 def test_the_teachers_confidence_is_that_in_the_labelled_images(watched):

@@ -63,7 +63,7 @@ class Config(experiment.CommonFlags):
     1)."""
     labels: Annotated[tuple[int | Literal["all"], ...] | None, Range(10), OPEN] = None
     """Labelled images of a student, or all; several numbers for a grid each (default: 1000; digits
-    300; quick 200)."""
+    and quick 100)."""
     seed: Seed = 1
     """First seed of the students: labelled images, initial weights, order of batches."""
     seeds: Annotated[int, Range(2, 100)] = 3
@@ -73,13 +73,14 @@ class Config(experiment.CommonFlags):
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
     """Epochs of each student (default: chosen by the number of labels)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
-    """Students' images in a batch (default: 128; quick 32; all labels if those are fewer)."""
+    """Students' images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of the students' learning rate: rising and falling in one cycle, or constant."""
     teacher: Annotated[str | None, OPEN] = None
-    """Output folder of a run whose teacher to take (default: train one)."""
+    """Output folder of a run whose teacher to take: script 13 with --holdout, as many images as
+    --validation (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
     validation: Annotated[int | None, Range(1), OPEN] = None
@@ -362,10 +363,10 @@ def fill_in_defaults(config, data):
     config = experiment.with_defaults(config, validation=len(data.train.label) // 6)
     if config.quick:
         config = experiment.with_defaults(
-            config, labels=(200,), temperatures=(1.0, 3.0), alphas=(0.5, 1.0)
+            config, labels=(100,), temperatures=(1.0, 3.0), alphas=(0.5, 1.0)
         )
     if data.name == "digits":
-        config = experiment.with_defaults(config, labels=(300,))
+        config = experiment.with_defaults(config, labels=(100,))
     return experiment.with_defaults(
         config,
         labels=(1000,),
@@ -378,35 +379,42 @@ def fixed_teacher_recipe(config, data):
     """How the teacher is trained: of the flags, only its seed matters."""
     epochs = 3
     if data.name == "digits":
-        epochs = 20
+        epochs = 8
     if config.quick:
-        epochs = 2
-    return Recipe(config.teacher_seed, epochs, 128, 5e-3, "onecycle")
+        epochs = 4
+    batch_size = 32 if len(data.train.label) < 10_000 else 128
+    return Recipe(config.teacher_seed, epochs, batch_size, 5e-3, "onecycle")
 
 
-def student_recipe(config, seed, labels):
-    """How a student is trained: as the flags say, or else as suits the number of labels. 1,000
-    labels and nearly all were searched; a power law joins their epochs, 60 and 4."""
-    epochs = 20 if config.quick else round(60 * (1000 / labels) ** 0.66)
-    if config.epochs is not None:
-        epochs = config.epochs
+def student_recipe(config, data, seed, labels):
+    """How a student is trained on so many labels: as the flags say, or else as was searched. That
+    was with 1,000 labels and with nearly all (a power law joins their epochs, 60 and 4), and on the
+    digits, whose recipe a first look has too."""
+    epochs = round(60 * (1000 / labels) ** 0.66)
     rate = 4e-2 if labels < 10_000 else 2e-2
+    batch_size = 128
+    if len(data.train.label) < 10_000:  # the digits, or a first look
+        epochs = 120
+        rate = 1e-2
+        batch_size = 32
     if config.schedule == "constant":
         rate = 1e-3
+    if config.epochs is not None:
+        epochs = config.epochs
     if config.learning_rate is not None:
         rate = config.learning_rate
-    batch_size = min(32 if config.quick else 128, labels)
+    batch_size = min(batch_size, labels)
     if config.batch_size is not None:
         batch_size = config.batch_size
     check_batch_size("--batch-size", batch_size, labels)
     return Recipe(seed, epochs, batch_size, rate, config.schedule)
 
 
-def check_settings(config, split):
-    """Raises UserError for settings with which no student can be trained on a part of `split`."""
+def check_settings(config, data):
+    """Raises UserError for settings with which no student can be trained."""
     for labels in config.labels:
-        labelled = take_labels(split, labels, config.seed)
-        student_recipe(config, config.seed, len(labelled.label))
+        labelled = take_labels(data.train, labels, config.seed)
+        student_recipe(config, data, config.seed, len(labelled.label))
 
 
 # %% Choice and comparison
@@ -423,7 +431,7 @@ def search_grid(labels, cells, seeds, teacher, tuning, config, run):
     heading = f"{labels} LABELS: {len(cells)} pairs of T and alpha, {len(seeds)} seeds"
     experiment.print_heading(heading)
     splits = [take_labels(tuning.train, labels, seed) for seed in seeds]
-    recipe = student_recipe(config, seeds[0], len(splits[0].label))
+    recipe = student_recipe(config, tuning, seeds[0], len(splits[0].label))
     students = train_stack(
         f"grid, {labels} labels", teacher, splits, seeds, cells, recipe, tuning.classes, run
     )
@@ -445,7 +453,7 @@ def compare_on_test_images(labels, chosen, seeds, teacher, tuning, config, run):
         f"baseline, {labels} labels": (1.0, 1.0),  # alpha = 1: the teacher has no weight
     }
     splits = [take_labels(tuning.train, labels, seed) for seed in seeds]
-    recipe = student_recipe(config, seeds[0], len(splits[0].label))
+    recipe = student_recipe(config, tuning, seeds[0], len(splits[0].label))
     students = train_stack(
         f"final, {labels} labels", teacher, splits, seeds, list(cells.values()), recipe,
         tuning.classes, run,
@@ -529,9 +537,10 @@ def main(config):
     run = experiment.start(config)
     data = run.data
     config = fill_in_defaults(config, data)
+    run.config = config
     # The last training images become validation images, which stand in place of the test images.
     tuning = hold_out(data, config.validation, "--validation")
-    check_settings(config, tuning.train)
+    check_settings(config, tuning)
     cells = list(itertools.product(config.temperatures, config.alphas))
     all_seeds = run.seeds(config.seeds + config.test_seeds)
     grid_seeds = all_seeds[: config.seeds]
@@ -542,7 +551,7 @@ def main(config):
         fresh = TeacherCNN(tuning.classes, rngs=nnx.Rngs(0))
         teacher = run.take_teacher(fresh, tuning.train)
     else:
-        teacher = train_teacher(tuning, fixed_teacher_recipe(config, data), run)
+        teacher = train_teacher(tuning, fixed_teacher_recipe(config, tuning), run)
 
     grids = {}
     summary = {}
