@@ -124,8 +124,9 @@ def train_step(model, optimizer, batch):
 
 # %% Training
 # `Training` shows progress, keeps checkpoints and takes down what was measured. `compile_step` is
-# `nnx.cached_partial`: it binds model and optimizer, which are updated in place, to the step. It
-# also shares the batches of a large network out over the processor's cores.
+# `nnx.cached_partial`: it fills in model and optimizer, which are updated in place, so that
+# `step(batch)` is `train_step(model, optimizer, batch)`. It also shares the batches of a large
+# network out over the processor's cores.
 
 
 @functools.cache  # networks of equal recipes share it, and with it the compiled step

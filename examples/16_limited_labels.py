@@ -356,7 +356,7 @@ def train_on_transfer_set(
 
 # %% Settings
 # What a flag leaves open is chosen here. Learning rates and epochs were searched on validation
-# images, for each number of labels, with equally many trials for baseline and distilled student.
+# images, for these numbers of labels, with equally many trials for baseline and distilled student.
 
 # {labels: {student: (peak learning rate, epochs)}}. A transfer student follows the distilled one.
 RECIPES = {
@@ -540,8 +540,8 @@ def draw_gains_over_labels(axes, run, counts):
 
 # %% Main
 # One teacher, trained on all labels. Then, for each number of labels and each seed, students that
-# share labelled images and initial weights. Each kind has the recipe that suits it: best against
-# best.
+# share labelled images and initial weights. On MNIST each kind has the recipe that suits it: best
+# against best.
 
 
 def train_all_kinds(labelled, recipes, teacher_logits, data, config, run):

@@ -64,13 +64,14 @@ class Config(experiment.CommonFlags):
     max_norm: Annotated[float, Range(0.001, 1_000_000)] = 2.0
     """Greatest length of the weights into one unit of the large network."""
     temperature: Annotated[float, Range(0.001, 10_000)] = 20.0
-    """Temperature T of the distilled networks of 800 units."""
+    """Temperature T of all distilled networks of 800 units."""
     alpha: Annotated[float, Range(0, 1)] = 0.3
     """Weight of the labels in the loss; the large network has 1 - alpha."""
     temperatures: Annotated[tuple[float, ...] | None, Range(0.001, 10_000), OPEN] = None
-    """Temperatures to compare (default: 1 2.5 4 8 20 40; quick 1 8)."""
+    """Temperatures of the distilled networks of 300 and 30 units, one after another (default: 1 2.5
+    4 8 20 40; quick 1 8)."""
     units: Annotated[tuple[int, ...] | None, Range(1, 10_000), OPEN] = None
-    """Units a layer of the networks that compare them (default: 300 30; quick 30)."""
+    """Units a layer of the networks that compare --temperatures (default: 300 30; quick 30)."""
 
 
 PAPER = {  # what it reports, in errors on the 10,000 test images of MNIST
@@ -86,14 +87,15 @@ PAPER = {  # what it reports, in errors on the 10,000 test images of MNIST
 
 # %% Model
 # All networks are of one class. The large net has 1,200 units a layer and dropout, the small ones
-# have 800, 300 or 30 and none.
+# have 800, 300 or 30 and no dropout.
 
 
 class DenseNet(nnx.Module):
     """Two hidden layers of rectified linear units: [B, 28, 28, 1] to logits [B, classes]."""
 
     def __init__(self, units, num_classes=10, input_dropout=0.0, dropout=0.0, *, rngs):
-        small = nnx.initializers.normal(0.01)  # so also the weights of pixels that are never lit
+        # Small, since the weights of pixels that are never lit stay as they are.
+        small = nnx.initializers.normal(0.01)
         self.dense1 = nnx.Linear(28 * 28, units, kernel_init=small, rngs=rngs)
         self.dense2 = nnx.Linear(units, units, kernel_init=small, rngs=rngs)
         self.dense3 = nnx.Linear(units, num_classes, rngs=rngs)
@@ -256,7 +258,8 @@ def constrain_weights(transform, max_norm):
 # %% Training
 # Three ways to train: the large net on shifted images and their labels, the small net on labels
 # alone, and a net of any width on labels and the large net's answers. `Training` shows progress,
-# keeps checkpoints and takes down what was measured.
+# keeps checkpoints and takes down what was measured. `compile_step` is `nnx.cached_partial`: it
+# fills network and optimizer in, so that `step(batch)` is `train_step(network, optimizer, batch)`.
 
 
 def train_large_net(data, recipe, run, input_dropout, dropout, max_norm):
@@ -312,7 +315,8 @@ def train_distilled_net(
 # %% Biases
 # A class that the transfer set lacks is too rarely the answer. One number, added to its bias, mends
 # much of that. The paper chose the number on the test images. Here the class becomes as frequent
-# among the answers to the training images as among their labels: what each image shows is not used.
+# among the answers to the training images as among their labels: the labels are counted, not
+# matched to the images.
 
 
 def find_margins(logits, classes):
@@ -391,7 +395,7 @@ def distilled_net_recipe(config, seed):
 
 
 # %% One seed
-# A large net, the small net with and without its help, students of digits that they were never
+# A large net, the small net with and without its help, students that some digits were never
 # shown, and students of several temperatures. All small nets of one width have the same initial
 # weights. All students of a seed are taught by that seed's large net.
 
@@ -408,26 +412,26 @@ def run_one_seed(run, config, seed):
     # Its answers to the training images as they are, in inference mode: they never change.
     teacher_logits = predict_by_index(large_net, data.train)
     # Its answers to the test images, with which those of the others are compared.
-    large_net_logits = predict(large_net, data.test)
-    add_scores(run, "large net", large_net, large_net_logits, seed)
+    teacher_test_logits = predict(large_net, data.test)
+    add_scores(run, "large net", large_net, teacher_test_logits, seed)
 
     experiment.print_heading(f"SMALL NET: {images}, no teacher")
     small_net = train_small_net(data, small_net_recipe(config, seed), run)
-    add_scores(run, "small net", small_net, large_net_logits, seed)
+    add_scores(run, "small net", small_net, teacher_test_logits, seed)
 
     experiment.print_heading(f"DISTILLED: {images}")
     distilled = train_distilled_net(
         "distilled", 800, teacher_logits, data, data.train,
         distilled_net_recipe(config, seed), run, config.temperature, config.alpha,
     )  # fmt: skip
-    add_scores(run, "distilled", distilled, large_net_logits, seed)
+    add_scores(run, "distilled", distilled, teacher_test_logits, seed)
 
-    leave_out_threes(run, config, seed, teacher_logits, large_net_logits)
-    leave_only_sevens_and_eights(run, config, seed, teacher_logits, large_net_logits)
-    compare_temperatures(run, config, seed, teacher_logits, large_net_logits)
+    leave_out_threes(run, config, seed, teacher_logits, teacher_test_logits)
+    leave_only_sevens_and_eights(run, config, seed, teacher_logits, teacher_test_logits)
+    compare_temperatures(run, config, seed, teacher_logits, teacher_test_logits)
 
 
-def leave_out_threes(run, config, seed, teacher_logits, large_net_logits):
+def leave_out_threes(run, config, seed, teacher_logits, teacher_test_logits):
     """Distils with no 3 in the transfer set, then makes 3 a more frequent answer."""
     data = run.data
     transfer_set = data.train.take(data.train.label != 3)
@@ -436,17 +440,17 @@ def leave_out_threes(run, config, seed, teacher_logits, large_net_logits):
         "no threes", 800, teacher_logits, data, transfer_set,
         distilled_net_recipe(config, seed), run, config.temperature, config.alpha,
     )  # fmt: skip
-    add_scores(run, "no threes", network, large_net_logits, seed)
+    add_scores(run, "no threes", network, teacher_test_logits, seed)
 
     bias, best_bias = choose_biases(network, data, (3,))
     mended = add_to_biases(network, (3,), bias)
     best = add_to_biases(network, (3,), best_bias)
     name, best_name = "no threes, bias of 3 raised", "no threes, best bias in hindsight"
-    add_scores(run, name, mended, large_net_logits, seed, added_to_biases=bias)
-    add_scores(run, best_name, best, large_net_logits, seed, added_to_biases=best_bias)
+    add_scores(run, name, mended, teacher_test_logits, seed, added_to_biases=bias)
+    add_scores(run, best_name, best, teacher_test_logits, seed, added_to_biases=best_bias)
 
 
-def leave_only_sevens_and_eights(run, config, seed, teacher_logits, large_net_logits):
+def leave_only_sevens_and_eights(run, config, seed, teacher_logits, teacher_test_logits):
     """Distils with nothing but 7s and 8s in the transfer set, then makes them rarer answers."""
     data = run.data
     transfer_set = data.train.take(np.isin(data.train.label, (7, 8)))
@@ -455,17 +459,17 @@ def leave_only_sevens_and_eights(run, config, seed, teacher_logits, large_net_lo
         "only 7s and 8s", 800, teacher_logits, data, transfer_set,
         distilled_net_recipe(config, seed), run, config.temperature, config.alpha,
     )  # fmt: skip
-    add_scores(run, "only 7s and 8s", network, large_net_logits, seed)
+    add_scores(run, "only 7s and 8s", network, teacher_test_logits, seed)
 
     bias, best_bias = choose_biases(network, data, (7, 8))  # one number for both, as in the paper
     mended = add_to_biases(network, (7, 8), bias)
     best = add_to_biases(network, (7, 8), best_bias)
     name, best_name = "only 7s and 8s, biases lowered", "only 7s and 8s, best bias in hindsight"
-    add_scores(run, name, mended, large_net_logits, seed, added_to_biases=bias)
-    add_scores(run, best_name, best, large_net_logits, seed, added_to_biases=best_bias)
+    add_scores(run, name, mended, teacher_test_logits, seed, added_to_biases=bias)
+    add_scores(run, best_name, best, teacher_test_logits, seed, added_to_biases=best_bias)
 
 
-def compare_temperatures(run, config, seed, teacher_logits, large_net_logits):
+def compare_temperatures(run, config, seed, teacher_logits, teacher_test_logits):
     """Distils into smaller networks, at several temperatures."""
     data = run.data
     for units in config.units:
@@ -476,7 +480,7 @@ def compare_temperatures(run, config, seed, teacher_logits, large_net_logits):
                 name, units, teacher_logits, data, data.train,
                 distilled_net_recipe(config, seed), run, temperature, config.alpha,
             )  # fmt: skip
-            add_scores(run, name, network, large_net_logits, seed)
+            add_scores(run, name, network, teacher_test_logits, seed)
 
 
 def name_at_temperature(units, temperature):
@@ -492,14 +496,14 @@ def choose_biases(network, data, classes):
     return bias, best_bias
 
 
-def add_scores(run, name, network, large_net_logits, seed, added_to_biases=0.0):
+def add_scores(run, name, network, teacher_test_logits, seed, added_to_biases=0.0):
     """Adds a row to the results: how a network does on the test images, and on threes of them."""
     test = run.data.test
     logits = predict(network, test)
     is_three = test.label == 3
     errors_on_threes = int((logits[is_three].argmax(axis=1) != 3).sum())
     run.add_row(
-        name, network, logits, seed=seed, teacher_logits=large_net_logits,
+        name, network, logits, seed=seed, teacher_logits=teacher_test_logits,
         errors_on_threes=errors_on_threes, added_to_biases=added_to_biases,
     )  # fmt: skip
 

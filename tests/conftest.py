@@ -105,6 +105,7 @@ class Watched:
     given: dict  # the arguments of the training function
     start: str  # fingerprint of the weights at its start
     model: object
+    optimizer: object
     batches: list  # of what `batches` made: dicts of arrays
     scored: list  # the arguments of each scoring
 
@@ -127,7 +128,7 @@ def watch(module, data, config):
             super().__init__(run, name, model, optimizer, recipe, split, caller)
             start, values = experiment.fingerprint(model), inspect.getargvalues(caller)
             given = {argument: values.locals[argument] for argument in values.args}
-            self.watched = Watched(name, recipe, split, given, start, model, [], [])
+            self.watched = Watched(name, recipe, split, given, start, model, optimizer, [], [])
             watched.append(self.watched)
 
         def score(self, scored_on, function, *arguments):
@@ -146,6 +147,14 @@ def watch(module, data, config):
         patch.setattr(utils, "load_data", lambda *_: data)
         report = module.main(config)
     return report, watched
+
+
+def check_optimizer(module, training):
+    """The optimizer of a Watched was made for its recipe: the rate, the schedule, all its steps."""
+    recipe = training.recipe
+    steps = recipe.epochs * (len(training.split.label) // recipe.batch_size)
+    wanted = module.make_transform(recipe.learning_rate, recipe.schedule, steps)
+    assert training.optimizer.tx is wanted, training.name  # `make_transform` is cached
 
 
 def make_run(folder, data, config=None):

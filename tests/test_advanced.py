@@ -169,6 +169,19 @@ def test_the_pair_with_the_fewest_errors_is_chosen_mean_over_the_seeds(
     monkeypatch.setattr(grid, "count_errors", lambda *_: errors)
     found = grid.search_grid(30, CELLS, SEEDS, None, few, config, run)
     assert found == {"chosen": CELLS[1], "errors": errors.tolist(), "last": [{"epoch": 1}]}
+    errors[:, 2] = 25  # a tie: the first is chosen
+    assert grid.search_grid(30, CELLS, SEEDS, None, few, config, run)["chosen"] == CELLS[1]
+
+
+def test_the_teachers_of_both_scripts_are_trained_as_script_15_s(grid, heat, kd, digits):
+    many = digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
+    first_look = digits._replace(name="mnist")
+    for data, quick in ((many, False), (first_look, True), (digits, False), (digits, True)):
+        config = kd.fill_in_defaults(kd.Config(quick=quick, teacher_seed=3), data)
+        wanted = kd.teacher_recipe(config, len(data.train.label))
+        for module in (grid, heat):
+            config = module.Config(quick=quick, teacher_seed=3)
+            assert module.fixed_teacher_recipe(config, data) == wanted
 
 
 @pytest.mark.parametrize(

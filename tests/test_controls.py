@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, load, watch
+from conftest import EXAMPLES, check_optimizer, load, watch
 from experiment import Recipe, fingerprint
 from flax import nnx
 from scipy import stats
@@ -442,6 +442,22 @@ def test_rows_are_scored_on_all_test_images_after_the_last_epoch(seen, few, tuni
         assert accuracy == pytest.approx(1 - errors / len(tuning.test.label))
 
 
+def test_at_temperature_1_a_blank_teacher_is_label_smoothing(controls):
+    """alpha · label + (1 − alpha) · uniform: the same gradient as of smoothing by 1 − alpha."""
+
+    def of_blank(z):
+        return controls.distillation_loss(z, jnp.zeros_like(z), LABELS, 1.0, 0.7)[0]
+
+    found = jax.grad(of_blank)(STUDENT)
+    want = jax.grad(lambda z: controls.smoothed_loss(z, LABELS, 0.3))(STUDENT)
+    np.testing.assert_allclose(found, want, atol=1e-6)
+
+
+def test_optimizers_are_made_for_the_recipes(controls, seen):
+    for training in (seen.teacher, *seen.others.values()):
+        check_optimizer(controls, training)
+
+
 def test_rows_have_names_seeds_and_their_order(seen):
     names = [name for name in ALL if name not in SMOOTHED] + ["label smoothing"]
     rows = seen.report["results"]
@@ -562,7 +578,9 @@ def test_the_summary_gives_gains_over_the_baseline_with_their_95_percent_interva
         mean, wins = gains.mean(), (gains > 1e-9).sum()
         interval = f"(95 %: {low:+.2f} to {high:+.2f})"
         want = f"{mean:+.2f} points {interval}, {wins} of 2 seeds"
-        assert found[f"{name} − baseline"].replace("-0.00", "+0.00") == want.replace("-0.00", "+0.00")
+        assert found[f"{name} − baseline"].replace("-0.00", "+0.00") == want.replace(
+            "-0.00", "+0.00"
+        )
     assert spread > 0.4, "another quantile would show"
 
 

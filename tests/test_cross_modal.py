@@ -1,7 +1,9 @@
 """Script 20: the captions, the losses, bugs of pairs, and who is shown what."""
 
+import contextlib
 import dataclasses
 import hashlib
+import io
 import tempfile
 
 import experiment
@@ -376,6 +378,78 @@ def test_the_loss_is_the_divergence_from_the_targets_to_the_network(cm):
     np.testing.assert_allclose(cm.soft_target_loss(logits, targets), want, rtol=1e-4)
 
 
+def test_the_page_s_examples_are_captions_of_training(cm):
+    known = set().union(*wordings_of_digits(cm, False))
+    assert {"a six", "c'est sept", "number 8"} <= known
+    texts, _ = cm.write_captions(small_data(600).train, cm.make_wordings(False), 0, 0.1, 0)
+    assert "somebody" not in cm.build_vocabulary(texts), "a word of the templates held out"
+
+
+def test_the_share_of_ambiguous_captions_changes_no_other_draw(cm):
+    data = small_data(300)
+    some, more = (
+        cm.write_captions(data.train, cm.make_wordings(False), 0.3, share, 5)
+        for share in (0.1, 0.4)
+    )
+    pairs = zip(some[0], more[0], more[1], strict=True)
+    alike = [a == b for a, b, flaw in pairs if flaw == ""]  # a wrong one may be ambiguous, too
+    assert len(alike) > 80
+    assert all(alike)
+
+
+def test_sizes_of_networks(cm, watched):
+    for seed in SEEDS:
+        size = len(watched.vocabularies[seed]) + 2
+        text = size * 32 + (96 * 64 + 64) + (64 * 64 + 64) + (64 * 10 + 10)
+        for name, params in (("text teacher", text), ("image teacher", 56_810)):
+            assert watched.row(name, seed)["params"] == params
+        encoders = sum(utils.count_params(x) for x in cm.make_networks(size, 32, 0))
+        assert watched.row("zero-shot", seed)["params"] == encoders
+
+
+def test_the_summary_says_what_minus_what(watched):
+    def percents(name):
+        return [100 * watched.row(name, seed)["test_accuracy"] for seed in SEEDS]
+
+    for name, other in (
+        ("image student", "image teacher"),
+        ("text student", "text teacher"),
+        ("zero-shot", "image student"),
+        ("image student, aligned", "image student"),
+        ("text student, aligned", "text student"),
+    ):
+        gain = utils.paired_difference(percents(name), percents(other))
+        words = f"{gain.mean:+.2f} points (95 %: {gain.low:+.2f} to {gain.high:+.2f}), "
+        words += f"{gain.wins} of 2 seeds"
+        [line] = [x for x in watched.printed.splitlines() if x.startswith(f"{name} − {other} ")]
+        assert line.removeprefix(f"{name} − {other}").strip() == words
+
+
+def test_the_step_has_the_loss_at_its_temperature_in_training_mode(cm):
+    student = cm.StudentCNN(rngs=nnx.Rngs(0))
+    image = np.random.default_rng(0).random((8, 28, 28, 1)).astype(np.float32)
+    targets = cm.to_soft_targets(np.eye(10, dtype=np.float32)[:8] * 5, 4.0)
+    logits = nnx.clone(student)(image, train=True)
+    optimizer = cm.make_optimizer(student, experiment.Recipe(0, 1, 8, 1e-3, "constant"), 8)
+    found = cm.soft_target_step(student, optimizer, {"input": image, "soft_targets": targets}, 4.0)
+    want = cm.soft_target_loss(logits, targets, 4.0)
+    np.testing.assert_allclose(found["loss"], want, rtol=1e-4)
+    assert np.abs(student.bn1.mean[...]).max() > 0, "its statistics have moved"
+
+
+def test_the_contrastive_step_has_clip_s_loss_in_training_mode(cm):
+    encoders = cm.make_networks(30, 32, 0)
+    rng = np.random.default_rng(0)
+    image = rng.random((8, 28, 28, 1)).astype(np.float32)
+    tokens = rng.integers(2, 30, (8, 16)).astype(np.int32)
+    image_encoder, text_encoder = nnx.clone(encoders)
+    want = cm.contrastive_loss(image_encoder(image, train=True), text_encoder(tokens))
+    optimizer = cm.make_optimizer(encoders, experiment.Recipe(0, 1, 8, 1e-3, "constant"), 8)
+    found = cm.contrastive_step(encoders, optimizer, {"image": image, "tokens": tokens})
+    np.testing.assert_allclose(found["loss"], want, rtol=1e-4)
+    assert np.abs(encoders[0].bn1.mean[...]).max() > 0, "its statistics have moved"
+
+
 def test_the_loss_at_a_temperature_has_its_square(cm):
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(8, 10)).astype(np.float32)
@@ -502,6 +576,7 @@ def few(digits):
 class Experiment:
     """A watched run."""
 
+    printed: str
     report: dict
     trainings: dict[tuple[str, int], Watched]  # by name and seed
     seen: dict[tuple[str, int], list]  # what the steps were given, a dict of arrays each
@@ -578,10 +653,12 @@ def watched(cm, few, tmp_path_factory):
         patch.setattr(cm, "build_vocabulary", vocabularies)
         patch.setattr(cm, "soft_target_loss", losses)
         patch.setattr(cm, "predict_zero_shot", zero_shot)
-        report, found = watch(cm, few, config)
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            report, found = watch(cm, few, config)
     trainings = {(x.name, x.recipe.seed): x for x in found}
     assert len(trainings) == len(found)
     return Experiment(
+        printed=printed.getvalue(),
         report=report,
         trainings=trainings,
         seen={key: steps.batches[id(training.model)] for key, training in trainings.items()},

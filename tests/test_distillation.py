@@ -1,14 +1,17 @@
 """Scripts 13 to 15: what the teacher and the students of a pair are shown, and what is reported."""
 
 import ast
+import contextlib
+import io
 import json
+import types
 
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, ROOT, load, watch
+from conftest import EXAMPLES, ROOT, check_optimizer, load, watch
 from experiment import fingerprint
 from flax import nnx
 from scipy import stats
@@ -22,14 +25,40 @@ def few(digits):
 
 
 @pytest.fixture(scope="module")
-def watched(kd, few, tmp_path_factory):
+def seen():
+    """What the run of two pairs printed, and of each model its step and the step's arguments."""
+    return types.SimpleNamespace(printed=io.StringIO(), calls={})
+
+
+def line(printed, what):
+    """What stands in a line of the summary."""
+    [found] = [x for x in printed.splitlines() if x.startswith(f"{what} ")]
+    return found.removeprefix(what).strip()
+
+
+@pytest.fixture(scope="module")
+def watched(kd, few, seen, tmp_path_factory):
     """A run of two pairs: the report, the teacher's training and the students' by (name, seed)."""
+    compile_step = kd.compile_step
+
+    def watched_compile_step(step, model, *modules):
+        compiled, calls = compile_step(step, model, *modules), set()
+        seen.calls[id(model)] = step, modules[:-1], calls
+
+        def call(batch, *more):
+            calls.add(more)
+            return compiled(batch, *more)
+
+        return call
+
     config = kd.Config(
         dataset="digits", output_dir=str(tmp_path_factory.mktemp("watched")),
         seed=7, seeds=2, labels=60, epochs=2, batch_size=60, teacher_epochs=1, teacher_seed=3,
         temperature=5.0, alpha=0.25,
     )  # fmt: skip
-    report, trainings = watch(kd, few, config)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(seen.printed):
+        patch.setattr(kd, "compile_step", watched_compile_step)
+        report, trainings = watch(kd, few, config)
     teacher, *students = trainings
     return report, teacher, {(x.name, x.recipe.seed): x for x in students}
 
@@ -95,16 +124,86 @@ def test_the_last_epoch_is_reported_not_the_best(watched):
         assert row["history"][-1]["test_accuracy"] == pytest.approx(row["test_accuracy"])
 
 
-def test_the_summary_compares_within_pairs_with_a_95_percent_interval(watched, capsys):
+def percents(report, name):
+    return np.array([100 * x["test_accuracy"] for x in report["results"] if x["name"] == name])
+
+
+def test_the_summary_compares_within_pairs_with_a_95_percent_interval(watched, seen):
     report, _, _ = watched
-    rows = report["results"]
-    gains = np.subtract(*(
-        [100 * row["test_accuracy"] for row in rows if row["name"] == name]
-        for name in ("distilled", "baseline")
-    ))  # fmt: skip
+    gains = percents(report, "distilled") - percents(report, "baseline")
     low, high = stats.t.interval(0.95, 1, gains.mean(), stats.sem(gains))
-    found = utils.paired_difference(gains, np.zeros(2))
-    np.testing.assert_allclose(found, (gains.mean(), low, high, (gains > 0).sum(), 2))
+    words = f"{gains.mean():+.2f} points (95 %: {low:+.2f} to {high:+.2f}), "
+    words += f"{(gains > 0).sum()} of 2 seeds"
+    printed = seen.printed.getvalue()
+    assert line(printed, "Improvement from distillation") == words
+    behind = percents(report, "teacher").mean() - percents(report, "distilled").mean()
+    assert line(printed, "Accuracy behind the teacher") == f"{behind:.2f} points"
+    assert line(printed, "Compression") == "16.7 times fewer parameters"
+    assert line(printed, "Labels") == "400 for the teacher, 60 for the students"
+
+
+def test_steps_are_given_temperature_and_alpha_and_no_teacher_but_its_logits(kd, watched, seen):
+    _, teacher, students = watched
+    assert seen.calls[id(teacher.model)] == (kd.train_step, (), {()})
+    for (name, _), student in students.items():
+        wanted = (kd.train_step, (), {()})
+        if name == "distilled":
+            wanted = (kd.train_student_step, (None,), {(5.0, 0.25)})
+        assert seen.calls[id(student.model)] == wanted
+
+
+def test_optimizers_are_made_for_the_recipes(kd, watched):
+    _, teacher, students = watched
+    for training in (teacher, *students.values()):
+        check_optimizer(kd, training)
+
+
+def test_mcnemar_s_p_is_of_the_students_of_a_pair(watched, few):
+    report, _, students = watched
+    for row in report["results"]:
+        if row["name"] != "distilled":
+            assert "mcnemar_p" not in row
+            continue
+        logits = [
+            utils.predict(students[name, row["seed"]].model, few.test)
+            for name in ("distilled", "baseline")
+        ]
+        assert row["mcnemar_p"] == utils.mcnemar(*logits, few.test.label)
+
+
+def test_what_a_network_costs_in_use_is_its_own(watched):
+    """The bytes of the file that has its weights."""
+    report, _, _ = watched
+    of_teacher, of_students = (
+        {row["bytes"] for row in report["results"] if row["name"] == name}
+        for name in ("teacher", "distilled")
+    )
+    assert min(of_teacher) > 3_700_000
+    assert 200_000 < min(of_students) <= max(of_students) < 300_000
+    assert "bytes" not in report["results"][-1], "of the baseline, which is no other network"
+
+
+def test_with_one_pair_the_summary_says_what_chance_could_have_done(kd, few, tmp_path, capsys):
+    """Here the teacher is asked in every step, and it is the flags' teacher."""
+    config = kd.Config(
+        dataset="digits", output_dir=str(tmp_path), seeds=1, labels=60, epochs=1, batch_size=60,
+        teacher_epochs=1, teacher_batch_size=50, teacher_learning_rate=2e-3, cache_teacher=False,
+    )  # fmt: skip
+    report, trainings = watch(kd, few, config)
+    teacher, distilled, _ = trainings
+    assert teacher.recipe[1:] == (1, 50, 2e-3, "onecycle")
+    check_optimizer(kd, teacher)
+    assert "teacher_logits" not in distilled.batches[0]
+    assert distilled.given["cache_teacher"] is False
+    assert distilled.given["teacher"] is teacher.model
+    p_value = report["results"][1]["mcnemar_p"]
+    found = line(capsys.readouterr().out, "Improvement from distillation")
+    assert found.endswith(f"points (one seed), McNemar's p = {p_value:.1g}")
+
+
+def test_the_constant_rate_is_adam_s_own(kd, digits):
+    config = kd.fill_in_defaults(kd.Config(schedule="constant"), digits)
+    assert kd.teacher_recipe(config, 1297)[3:] == (1e-3, "constant")
 
 
 def test_rows_are_in_the_order_of_the_seeds(watched):
@@ -209,6 +308,41 @@ def test_the_recipe_of_the_digits_is_the_best_of_its_search_for_both_students(kd
     assert len(search["cells"]) == 2 * len(sums)
     assert kd.student_recipe(kd.Config(), digits, 7, 100)[1:4] == max(sums, key=sums.get)
     assert search["holdout"] == 297
+
+
+def test_13_trains_as_many_teachers_as_seeds_are_asked_for(few, tmp_path):
+    module = load(EXAMPLES / "13_teacher_training.py")
+    config = module.Config(
+        dataset="digits", output_dir=str(tmp_path), seed=3, seeds=2, epochs=1, batch_size=100,
+        schedule="constant",
+    )  # fmt: skip
+    report, trainings = watch(module, few, config)
+    assert [x.recipe for x in trainings] == [(s, 1, 100, 1e-3, "constant") for s in (3, 4)]
+    for row, training in zip(report["results"], trainings, strict=True):
+        check_optimizer(module, training)
+        assert training.split is few.train
+        errors = (utils.predict(training.model, few.test).argmax(-1) != few.test.label).sum()
+        assert (row["name"], row["seed"]) == ("teacher", training.recipe.seed)
+        assert row["test_errors"] == errors
+
+
+def test_14_reports_the_student_on_all_test_images(few, tmp_path):
+    module = load(EXAMPLES / "14_student_baseline.py")
+    config = module.Config(
+        dataset="digits", output_dir=str(tmp_path), seed=7, labels=60, epochs=2, batch_size=20
+    )
+    report, [training] = watch(module, few, config)
+    [row] = report["results"]
+    errors = (utils.predict(training.model, few.test).argmax(-1) != few.test.label).sum()
+    assert (row["name"], row["test_errors"]) == ("baseline", errors)
+    check_optimizer(module, training)
+    for scored_on, model, split in training.scored:
+        assert (scored_on, model, split) == ("test", training.model, few.test)
+    labelled = utils.take_labels(few.train, 60, 7)
+    assert fingerprint(training.split) == fingerprint(labelled)
+    wanted = [batch for epoch in (1, 2) for batch in utils.batches(labelled, 20, 7, epoch)]
+    for shown, want in zip(training.batches, wanted, strict=True):
+        np.testing.assert_array_equal(shown["index"], want["index"])
 
 
 # %% Copied out

@@ -181,3 +181,10 @@ def test_what_cannot_be_measured_is_refused(capsys):
     assert "all_labels" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"no_such_script.py: .*No such file"):
         measure.run("examples/no_such_script.py", "runs/x")
+
+
+def test_the_tests_that_hold_the_statements_exist():
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/statements.md").read_text())
+    assert len(named) > 200
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"

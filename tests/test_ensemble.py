@@ -449,6 +449,9 @@ def test_students_share_labelled_images_start_recipe_and_batches(ens, watched, f
         np.testing.assert_array_equal(np.unique(student.shown("index")), labelled.index)
         for key in ("image", "label", "index"):
             np.testing.assert_array_equal(student.shown(key), baseline.shown(key))
+    wanted = [batch for epoch in (1, 2) for batch in utils.batches(labelled, 20, seed, epoch)]
+    for shown, want in zip(watched.training["baseline", seed].batches, wanted, strict=True):
+        np.testing.assert_array_equal(shown["index"], want["index"])
 
 
 def test_repetitions_differ_in_labelled_images_and_start(watched):
@@ -599,11 +602,12 @@ def test_teachers_are_compared_in_pairs_and_by_their_errors(watched, few, seed):
     answers = answers_of_teachers(watched, seed, few.test).argmax(-1)
     pairs = [(answers[i] != answers[j]).mean() for i, j in ((0, 1), (0, 2), (1, 2))]
     wrong = answers != few.test.label
-    row = rows_of(watched, seed)["ensemble, probabilities"]
-    assert row["disagreement"] == pytest.approx(np.mean(pairs))
-    assert row["common_errors"] == pytest.approx(
-        (wrong.sum(0) == 3).sum() / (wrong.sum(0) > 0).sum()
-    )
+    for average in ("probabilities", "logits"):
+        row = rows_of(watched, seed)[f"ensemble, {average}"]
+        assert row["disagreement"] == pytest.approx(np.mean(pairs))
+        assert row["common_errors"] == pytest.approx(
+            (wrong.sum(0) == 3).sum() / (wrong.sum(0) > 0).sum()
+        )
 
 
 def test_disagreement_and_common_errors(ens):
@@ -677,6 +681,17 @@ def test_the_best_member_may_be_another_in_each_repetition(ens, few, tmp_path):
     assert lines["Ensemble − best teacher, in hindsight"] == "+2.00 points"
     assert lines["Two teachers differ on"] == "93.00 % of the images"
     assert lines["Inference, 1,000 images"] == "student 10 ms, teacher 20 ms, ensemble 30 ms"
+
+
+def test_with_one_repetition_the_summary_says_what_chance_could_have_done(ens, few, tmp_path):
+    run = make_run(tmp_path, few)
+    for name in ("teacher 1", "teacher 2", "ensemble, probabilities", *STUDENTS):
+        run.rows.append(
+            {"name": name, "test_accuracy": 0.5, "disagreement": 0.1, "mcnemar_p": 0.03}
+        )
+    lines = ens.summarize_ensembles(run, ens.Config(teachers=2, seeds=1), TIMES)
+    wanted = "+0.00 points (one seed), McNemar's p = 0.03"
+    assert lines["Mean probabilities − one teacher"] == wanted
 
 
 def test_inference_is_timed_of_the_student_of_one_teacher_and_of_all(watched, few):

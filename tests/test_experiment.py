@@ -641,6 +641,50 @@ def test_teachers_that_cannot_be_taken(kd, finished, tmp_path, case):
     assert str(tmp_path / "a") in str(refused.value)
 
 
+def test_seconds_of_an_epoch_are_those_of_its_steps(kd, digits, tmp_path, monkeypatch):
+    """Scoring and what follows is not in them, but in the seconds of the training."""
+    now = [0.0]
+    monkeypatch.setattr(experiment.time, "perf_counter", lambda: now[0])
+    data, recipe = few(digits, 32), Recipe(0, 3, 16, 1e-3, "constant")
+    run = make_run(tmp_path, data)
+    model = kd.StudentCNN(rngs=nnx.Rngs(0))
+    optimizer = kd.make_optimizer(model, recipe, 32)
+
+    def score():
+        now[0] += 100
+        return 0.5
+
+    def train(recipe):
+        training = experiment.Training(run, "x", model, optimizer, recipe, data.train)
+        for _ in training.epochs():
+            for _ in range(2):
+                now[0] += 1
+                training.log({"loss": jnp.float32(1)})
+            training.score("test", score)
+        return training
+
+    training = train(recipe)
+    assert [record["seconds"] for record in training.history] == [2, 2, 2]
+    assert training.seconds == 3 * 102
+
+
+def test_soft_targets_are_shown_of_images_that_the_teacher_has_right_but_is_least_sure_of(digits):
+    data = digits._replace(test=digits.test.take(slice(7)))
+    sure = np.array([9.0, 1.0, 2.0, 3.0, 4.0, 0.5, 8.0])
+    answers = data.test.label.copy()
+    answers[5] = (answers[5] + 1) % 10  # the least sure one is wrong
+    logits = np.zeros((7, 10), np.float32)
+    logits[np.arange(7), answers] = sure
+    figure = plots.Figure(figsize=(12, 8))
+    found = plots.draw_soft_targets(figure, data, logits)
+    assert list(found) == [int(data.test.index[i]) for i in (1, 2, 3, 4)]
+    pictures_and_bars = figure.axes
+    bars = pictures_and_bars[4]
+    for container, temperature in zip(bars.containers, (1, 3), strict=True):
+        heights = [bar.get_height() for bar in container]
+        np.testing.assert_allclose(heights, jax.nn.softmax(logits[1] / temperature), rtol=1e-5)
+
+
 def test_a_second_main_in_one_process_reports_its_own_time(kd, finished, monkeypatch):
     _, data, report, _ = finished
     now = [1000.0]

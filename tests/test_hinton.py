@@ -3,11 +3,12 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, exhibit, load, make_run, watch
+from conftest import EXAMPLES, ROOT, exhibit, load, make_run, watch
 from experiment import Recipe, fingerprint
 from flax import nnx
 from render import read
@@ -521,6 +522,9 @@ def test_the_summary_has_means_over_the_seeds(hinton, watched, few, tmp_path):
         assert lines[line] == "{:+.1f}; best in hindsight {:+.1f}".format(*biases)
     paper = {name: line for name, line in lines.items() if name.startswith("The paper, ")}
     assert len(paper) == len(hinton.PAPER)
+    page = (ROOT / "docs" / "25_hinton_2015.md").read_text()
+    for errors in hinton.PAPER.values():
+        assert f"| {errors:,} |" in page, "the table of the paper's numbers"
 
 
 # %% Refused before anything is trained
@@ -576,3 +580,13 @@ def test_the_search_tried_these_settings(hinton, digits):
     best = min(small, key=lambda cell: np.mean(cell["errors"]))
     recipe = hinton.small_net_recipe(config, 0)
     assert (best["learning_rate"], best["epochs"]) == (recipe.learning_rate, recipe.epochs)
+
+
+def test_the_seed_decides_the_large_net_s_dropout(hinton):
+    keys = []
+    for seed in (0, 1):
+        network = hinton.DenseNet(20, dropout=0.5, rngs=nnx.Rngs(seed))
+        found = jax.tree.leaves(nnx.state(network, nnx.RngKey))
+        keys.append([jax.random.key_data(key).tolist() for key in found])
+    assert keys[0]
+    assert keys[0] != keys[1]

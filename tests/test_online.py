@@ -554,6 +554,7 @@ def test_the_summary_compares_within_seeds_and_groups_by_all_their_members(watch
     def values(name, key):
         return [np.mean(watched.row[name, seed][key]) for seed in SEEDS]
 
+    assert line(watched, "Labels") == "60 of 400, for all networks"
     for name, other in (
         ("online student", "offline student"),
         ("online student", "baseline"),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import utils
-from conftest import EXAMPLES, exhibit, load, make_run, refuse, watch
+from conftest import EXAMPLES, check_optimizer, exhibit, load, make_run, refuse, watch
 from flax import nnx
 
 SCRIPT = "18_self_distillation.py"
@@ -610,6 +610,36 @@ def test_each_network_is_compared_with_the_one_that_differs_in_teaching_alone(wa
         words += f"{gain.wins} of 2 seeds"
         (line,) = [x for x in output.splitlines() if x.startswith(f"{name} − {other} ")]
         assert line.removeprefix(f"{name} − {other}").strip() == words
+
+
+def test_networks_are_scored_only_when_all_are_trained(watched):
+    _, trainings, *_ = watched
+    assert not [x for of_seed in trainings.values() for x in of_seed.values() if x.scored]
+
+
+def test_each_block_learns_from_every_exit_behind_it(script):
+    """With `early_weight` 1 the first block's gradient has a part of each exit."""
+    network = script.ExitCNN(rngs=nnx.Rngs(0))
+    image = np.random.default_rng(0).random((8, 28, 28, 1)).astype(np.float32)
+    label = np.arange(8)
+
+    def norm(block, exit_number):
+        def loss_fn(network):
+            return script.hard_loss(network(image, train=True)[exit_number], label)
+
+        grads = nnx.grad(loss_fn)(network)
+        return sum(float(jnp.abs(x).sum()) for x in jax.tree.leaves(grads["blocks"][block]))
+
+    for block in range(3):
+        for exit_number in range(3):
+            assert (norm(block, exit_number) > 0) == (exit_number >= block)
+
+
+def test_optimizers_are_made_for_the_recipes(script, watched):
+    _, trainings, *_ = watched
+    for of_seed in trainings.values():
+        for training in of_seed.values():
+            check_optimizer(script, training)
 
 
 def test_each_row_names_its_repetition(watched):

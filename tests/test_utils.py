@@ -291,6 +291,35 @@ def test_files_of_several_datasets_in_one_folder_are_not_chosen_from(tmp_path):
     np.testing.assert_array_equal(data.train.label, arrays[utils.FILES[1]])
 
 
+def test_the_calibration_error_has_15_bins_of_equal_width():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (500, 10)).astype(np.float32)
+    probs = np.asarray(jax.nn.softmax(logits), np.float64)
+    label = (probs.cumsum(1) < rng.random((500, 1))).sum(1).clip(0, 9)  # as probable as it says
+    confidence, right = probs.max(1), probs.argmax(1) == label
+    errors = {}
+    for bins in (10, 15, 20):
+        place = np.minimum((confidence * bins).astype(int), bins - 1)
+        errors[bins] = 0.0
+        for b in np.unique(place):
+            own = place == b
+            errors[bins] += own.mean() * abs(confidence[own].mean() - right[own].mean())
+    assert utils.calibration(logits, label)["ece"] == pytest.approx(errors[15], rel=1e-6)
+    assert len({round(x, 6) for x in errors.values()}) == 3
+
+
+def test_quick_takes_the_first_images_after_the_holdout(monkeypatch):
+    label = np.arange(5000, dtype=np.int32) % 10
+    split = utils.Split(np.zeros((5000, 28, 28, 1), np.uint8), label, np.arange(5000))
+    many = utils.Data("digits", "zeros", split, split, "test")
+    monkeypatch.setattr(utils, "_embedded_digits", lambda: many)
+    for holdout, tested, scored_on in ((0, 0, "test"), (2500, 2500, "validation")):
+        data = utils.load_data("digits", holdout=holdout, quick=True)
+        np.testing.assert_array_equal(data.train.index, np.arange(2000))
+        np.testing.assert_array_equal(data.test.index, np.arange(tested, tested + 2000))
+        assert data.scored_on == scored_on
+
+
 def test_the_content_says_whether_a_file_is_packed(tmp_path):
     """A browser may unpack a download and keep its name, or the other way round."""
     arrays = write_idx(tmp_path / "plain", compress=False)

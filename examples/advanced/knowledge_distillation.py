@@ -80,7 +80,7 @@ class Config(experiment.CommonFlags):
     """Course of the students' learning rate: rising and falling in one cycle, or constant."""
     teacher: Annotated[str | None, OPEN] = None
     """Output folder of a run whose teacher to take: script 13 with --holdout, as many images as
-    --validation (default: train one)."""
+    --validation, and without --quick (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
     validation: Annotated[int | None, Range(1), OPEN] = None
@@ -376,7 +376,7 @@ def fill_in_defaults(config, data):
 
 
 def fixed_teacher_recipe(config, data):
-    """How the teacher is trained: of the flags, only its seed matters."""
+    """How the teacher is trained, whatever the students' flags say."""
     epochs = 3
     if data.name == "digits":
         epochs = 8

@@ -222,7 +222,7 @@ def train_student_baseline(data, labelled, recipe, run):
 
 
 # %% The gradient of the soft loss
-# The first claim. The gradient is that of a training step on 500 labelled images. The soft loss has
+# The first claim. The gradient is that of a step on up to 500 labelled images. The soft loss has
 # the factor T², so its gradient divided by T² is the gradient without the factor.
 
 
@@ -329,7 +329,7 @@ def fill_in_defaults(config, data):
 
 
 def fixed_teacher_recipe(config, data):
-    """How the teacher is trained: of the flags, only its seed matters."""
+    """How the teacher is trained, whatever the students' flags say."""
     epochs = 3
     if data.name == "digits":
         epochs = 8

@@ -1,0 +1,122 @@
+"""How networks are trained, in all scripts: the course of the learning rate, and where the recipes
+come from."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import EXAMPLES, ROOT, SCRIPTS, load
+from flax import nnx
+
+RESULTS = ROOT / "docs" / "results"
+OWN_TRANSFORM = [x for x in SCRIPTS if "def make_transform(" in (EXAMPLES / x).read_text()]
+WITH_TEACHER = [x for x in SCRIPTS if "class TeacherCNN(" in (EXAMPLES / x).read_text()]
+
+
+def rates(transform, steps):
+    """The learning rate of each step: where all gradients are 1, that is Adam's update."""
+    weights = jnp.zeros(())
+    state, found = transform.init(weights), []
+    for _ in range(steps):
+        update, state = transform.update(jnp.ones(()), state, weights)
+        found.append(-float(update))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("script", OWN_TRANSFORM)
+def test_the_rate_rises_for_30_percent_of_the_steps_and_falls_to_nearly_0(script):
+    module = load(EXAMPLES / script)
+    found = rates(module.make_transform(0.1, "onecycle", 100), 100)
+    assert found.argmax() == 30
+    assert found[30] == pytest.approx(0.1, rel=1e-3)
+    assert found[0] == pytest.approx(0.1 / 25, rel=1e-3)
+    assert (np.diff(found[:31]) > 0).all()
+    assert (np.diff(found[30:]) < 0).all()
+    assert found[-1] < 1e-3
+    constant = rates(module.make_transform(0.1, "constant", 100), 100)
+    np.testing.assert_allclose(constant, 0.1, rtol=1e-3)
+
+
+def test_most_scripts_have_a_transform_and_a_teacher_of_this_kind():
+    assert len(OWN_TRANSFORM) >= 10
+    assert len(WITH_TEACHER) >= 6
+
+
+@pytest.mark.parametrize("script", WITH_TEACHER)
+def test_the_seed_decides_the_dropout_and_batchnorm_follows_fast(script):
+    module = load(EXAMPLES / script)
+    keys = []
+    for seed in (0, 1, 1):
+        teacher = module.TeacherCNN(rngs=nnx.Rngs(seed))
+        [key] = jax.tree.leaves(nnx.state(teacher, nnx.RngKey))
+        keys.append(jax.random.key_data(key).tolist())
+        for k in (1, 2, 3):
+            assert getattr(teacher, f"bn{k}").momentum == 0.9
+    assert keys[0] != keys[1]
+    assert keys[1] == keys[2]
+    if hasattr(module, "StudentCNN"):
+        student = module.StudentCNN(rngs=nnx.Rngs(0))
+        assert student.bn1.momentum == student.bn2.momentum == 0.9
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def means_of_both(labels):
+    """{(epochs, rate): the mean accuracy of both students}, of the search on MNIST."""
+    sums = {}
+    for cell in read("tuning")["cells"]:
+        if cell["labels"] == labels:
+            recipe = cell["epochs"], cell["learning_rate"]
+            sums[recipe] = sums.get(recipe, 0) + np.mean(cell["accuracy"]) / 2
+    return sums
+
+
+@pytest.fixture(scope="module")
+def many(digits):
+    """As many training images as MNIST has, or so."""
+    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
+
+
+def test_the_recipe_for_1000_labels_is_the_best_of_its_search_for_both_students(kd, many):
+    means = means_of_both(1000)
+    recipe = kd.student_recipe(kd.Config(), many, 7, 1000)
+    assert (recipe.epochs, recipe.learning_rate) == max(means, key=means.get)
+
+
+def test_the_recipe_for_all_labels_has_the_fewest_epochs_near_the_best(kd, many):
+    """Within 0.05 points of the best mean of both students."""
+    means = means_of_both("all")
+    near = [cell for cell, mean in means.items() if mean > max(means.values()) - 0.0005]
+    epochs = min(epochs for epochs, _ in near)
+    of_epochs = {cell: mean for cell, mean in means.items() if cell[0] == epochs}
+    recipe = kd.student_recipe(kd.Config(), many, 7, 60_000)
+    assert (recipe.epochs, recipe.learning_rate) in near
+    assert recipe.epochs == epochs
+    assert len(of_epochs) == 3
+
+
+@pytest.mark.parametrize("name", ["tuning", "limited_tuning", "digits_tuning"])
+def test_both_students_had_the_same_trials_on_images_held_out(name):
+    search = read(name)
+    trials = {"baseline": [], "distilled": []}
+    for cell in search["cells"]:
+        settings = {k: v for k, v in cell.items() if k not in ("kind", "accuracy")}
+        trials[cell["kind"]].append((settings, len(cell["accuracy"])))
+    assert trials["baseline"] == trials["distilled"]
+    assert search["holdout"] == (297 if name == "digits_tuning" else 10_000)
+
+
+def test_the_teacher_has_the_epochs_of_its_search(kd, digits, many):
+    """On MNIST the better of two, on the digits the fewest with which it does best."""
+    of_digits = {row["epochs"]: np.mean(row["teacher"]) for row in
+                 read("digits_teacher_tuning")["teachers"]}  # fmt: skip
+    best = max(of_digits.values())
+    wanted = min(epochs for epochs, mean in of_digits.items() if mean == best)
+    assert kd.fill_in_defaults(kd.Config(), digits).teacher_epochs == wanted
+    of_mnist = {row["epochs"]: np.mean(row["teacher"]) for row in
+                read("teacher_tuning")["teachers"]}  # fmt: skip
+    assert kd.fill_in_defaults(kd.Config(), many).teacher_epochs == max(of_mnist, key=of_mnist.get)
