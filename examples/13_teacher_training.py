@@ -48,7 +48,7 @@ class Config(experiment.CommonFlags):
     batch_size: Annotated[int | None, Range(1), OPEN] = None
     """Images in a batch (default: 128; digits and quick 32)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
-    """Peak learning rate (default: 5e-3; constant 1e-3)."""
+    """Peak learning rate (default: 5e-3; 1e-3 with a constant schedule)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of the learning rate: rising and falling in one cycle, or constant."""
 

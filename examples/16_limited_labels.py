@@ -63,11 +63,12 @@ class Config(experiment.CommonFlags):
     """Numbers of labelled images (default: 100 250 1000 5000 all; digits 50 100 300 all; quick 100
     500)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each student (default: chosen by the number of labels; quick 40)."""
+    """Epochs of each student (default: by the number of labels; digits 120; quick 40)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
     """Students' images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
-    """Students' peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    """Students' peak learning rate (default: by the number of labels; digits and quick 1e-2; 1e-3
+    with a constant schedule)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of the students' learning rate: rising and falling in one cycle, or constant."""
     temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
@@ -416,7 +417,7 @@ def limited_recipe(config, data, kind, seed, labels):
     rate, epochs = RECIPES[nearest][searched]
     epochs = round(epochs * (nearest / labels) ** 0.66)
     batch_size = 128
-    if len(data.train.label) < 10_000:  # the digits, or a first look
+    if len(data.train.label) < 10_000:  # the digits, or --quick
         epochs = 120
         rate = 1e-2
         batch_size = 32

@@ -51,11 +51,12 @@ class Config(experiment.CommonFlags):
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
     """Labelled images, or all (default: 1000; digits and quick 100)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each network (default: chosen by the number of labels)."""
+    """Epochs of each network (default: by the number of labels; digits and quick 120)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
     """Images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
-    """Peak learning rate (default: chosen by the number of labels; constant 1e-3)."""
+    """Peak learning rate (default: by the number of labels; digits and quick 1e-2; 1e-3
+    with a constant schedule)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of the learning rate: rising and falling in one cycle, or constant."""
     generations: Annotated[int | None, Range(1, 10), OPEN] = None
@@ -367,7 +368,8 @@ def train_exits(name, labelled, classes, recipe, run, early_weight, temperature,
 
 # %% Settings
 # What a flag leaves open is chosen here. Epochs and learning rates are those of script 15's
-# students, searched on validation images. Test images chose nothing.
+# students, searched on validation images, though not for networks with exits. Test images chose
+# nothing.
 
 
 def fill_in_defaults(config, data):
@@ -383,11 +385,11 @@ def fill_in_defaults(config, data):
 def student_recipe(config, data, seed, labels):
     """How a student is trained on so many labels: as the flags say, or else as was searched. That
     was with 1,000 labels and with nearly all (a power law joins their epochs, 60 and 4), and on the
-    digits, whose recipe a first look has too."""
+    digits, whose recipe --quick has too."""
     epochs = round(60 * (1000 / labels) ** 0.66)
     rate = 4e-2 if labels < 10_000 else 2e-2
     batch_size = 128
-    if len(data.train.label) < 10_000:  # the digits, or a first look
+    if len(data.train.label) < 10_000:  # the digits, or --quick
         epochs = 120
         rate = 1e-2
         batch_size = 32

@@ -55,11 +55,12 @@ class Config(experiment.CommonFlags):
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
     """Labelled images of every network, or all (default: 1000; digits and quick 100)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each network (default: chosen by the number of labels; quick 40)."""
+    """Epochs of each network (default: by the number of labels; digits 120; quick 40)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
     """Images in a batch (default: 128, digits and quick 32, or all there are)."""
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
-    """Peak learning rate of students and peers (default: chosen by the number of labels)."""
+    """Peak learning rate of students and peers (default: by the number of labels; digits and quick
+    1e-2)."""
     teacher_learning_rate: Annotated[float, Range(0, low_excluded=True)] = 5e-3
     """Peak learning rate of teachers."""
     temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
@@ -419,7 +420,7 @@ def shared_recipe(config, data, seed, labels):
     epochs = round(60 * (1000 / labels) ** 0.66)
     rate = 4e-2 if labels < 10_000 else 2e-2
     batch_size = 128
-    if len(data.train.label) < 10_000:  # the digits, or a first look
+    if len(data.train.label) < 10_000:  # the digits, or --quick
         epochs = 120
         rate = 1e-2
         batch_size = 32

@@ -313,14 +313,18 @@ def test_the_recipe_of_the_digits_is_the_best_of_its_search_for_both_students(kd
 def test_13_trains_as_many_teachers_as_seeds_are_asked_for(few, tmp_path):
     module = load(EXAMPLES / "13_teacher_training.py")
     config = module.Config(
-        dataset="digits", output_dir=str(tmp_path), seed=3, seeds=2, epochs=1, batch_size=100,
+        dataset="digits", output_dir=str(tmp_path), seed=3, seeds=2, epochs=2, batch_size=100,
         schedule="constant",
     )  # fmt: skip
     report, trainings = watch(module, few, config)
-    assert [x.recipe for x in trainings] == [(s, 1, 100, 1e-3, "constant") for s in (3, 4)]
+    assert [x.recipe for x in trainings] == [(s, 2, 100, 1e-3, "constant") for s in (3, 4)]
     for row, training in zip(report["results"], trainings, strict=True):
         check_optimizer(module, training)
         assert training.split is few.train
+        seed = training.recipe.seed
+        wanted = [batch for epoch in (1, 2) for batch in utils.batches(few.train, 100, seed, epoch)]
+        for shown, want in zip(training.batches, wanted, strict=True):
+            np.testing.assert_array_equal(shown["index"], want["index"])
         errors = (utils.predict(training.model, few.test).argmax(-1) != few.test.label).sum()
         assert (row["name"], row["seed"]) == ("teacher", training.recipe.seed)
         assert row["test_errors"] == errors
