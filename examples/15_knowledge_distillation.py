@@ -17,9 +17,9 @@ and the same batches, shows what the teacher was worth.
     python examples/15_knowledge_distillation.py --seeds 5      # five pairs of students
     python examples/15_knowledge_distillation.py --quick        # a first look: under a minute
 
-Times are for 2 CPU cores, fast or slow; most is the teacher. Without MNIST and a network, the data
-are scikit-learn's digits: five pairs in 1 to 2 minutes. A second run in the same folder trains only
-what is new: what it has trained with the same code and settings is kept.
+Times are for 2 CPU cores, fast or slow; most is the teacher. Without MNIST and the internet, the
+data are scikit-learn's digits: five pairs in 1 to 2 minutes. A second run in the same folder trains
+only what is new, since checkpoints are kept; results, figure and weights are replaced.
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
 
@@ -67,7 +67,7 @@ class Config(experiment.CommonFlags):
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of all learning rates: rising and falling in one cycle, or constant."""
     temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
-    """Temperature T that softens the distributions of teacher and student."""
+    """Temperature T that softens the distributions of teacher and student in the soft loss."""
     alpha: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the labels in the loss; the teacher has 1 - alpha."""
     cache_teacher: bool = True
@@ -407,7 +407,7 @@ def main(config):
     run.measure_inference("distilled", distilled)
     figure, soft_targets = plots.draw_run(run.rows, data, teacher_logits)
     gain = run.compare("distilled", "baseline")
-    if config.seeds == 1:  # what chance could have done, on these test images
+    if config.seeds == 1:  # could this pair's difference be chance, on these images?
         gain = f"{gain}, McNemar's p = {p_value:.1g}"
     teacher_params = run.values("teacher", "params")[0]
     student_params = run.values("distilled", "params")[0]
@@ -415,7 +415,7 @@ def main(config):
     summary = {
         "Labels": f"{images} for the teacher, {labels} for the students",
         "Improvement from distillation": gain,
-        "Accuracy behind the teacher": f"{behind:.2f} points",
+        "Distilled student behind teacher": f"{behind:.2f} points",
         "Compression": f"{teacher_params / student_params:.1f} times fewer parameters",
     }
     return run.finish(figure, summary, soft_targets=soft_targets)

@@ -289,7 +289,7 @@ def train_exits_step(network, optimizer, batch, early_weight, temperature, alpha
 
 
 # %% Training
-# Four ways to train, and each begins with fresh weights: nothing but logits comes from a teacher.
+# Four ways to train, and each begins with fresh weights: nothing but answers comes from a teacher.
 # To save time, these many networks are scored only once, when all of them are trained.
 
 
@@ -428,7 +428,7 @@ def train_all_students(labelled, classes, recipe, config, run):
     baseline_logits = predict_by_index(networks["baseline"], labelled)
     teacher_logits["baseline"] = baseline_logits
 
-    # What generation 1 is at T = 1, but at --temperature.
+    # Like generation 1, but with T = --temperature instead of 1.
     recipe_1 = recipe_of_generation(recipe, 1)
     networks["self-distilled"] = train_born_again(
         "self-distilled", baseline_logits, labelled, classes, recipe_1, run,
@@ -663,7 +663,7 @@ def main(config):
         differences[f"{name} - {other}"] = float(points)
     exit_milliseconds = measure_exits(exit_networks["exits self-taught"], data.test)
     times = [f"exit {k} {x:.1f} ms" for k, x in enumerate(exit_milliseconds, 1)]
-    summary["Inference, 1,000 images"] = ", ".join(times)
+    summary["Inference of self-taught exits, 1,000 images"] = ", ".join(times)
 
     figure = draw(run, config.generations, exit_milliseconds, labelled, teacher_logits)
     return run.finish(

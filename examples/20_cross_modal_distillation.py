@@ -8,9 +8,9 @@
 """Cross-modal distillation: an image teacher for a text student, and the other way round.
 
 A teacher reads one half of a pair of image and caption. The student learns the teacher's answer
-from the other half and never sees a label. The captions are generated, some are ambiguous or wrong.
-Both networks may be aligned on the pairs first, as in CLIP. Students of shuffled pairs learn
-nothing.
+from the other half and never sees a label. The captions are generated; some of the students' are
+ambiguous or wrong. One more pair of students starts from encoders that were aligned on the pairs,
+as in CLIP. Students of shuffled pairs are the control.
 
     python examples/20_cross_modal_distillation.py             # 4 to 5 minutes
     python examples/20_cross_modal_distillation.py --seeds 5   # five times: means and intervals

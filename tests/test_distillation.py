@@ -137,7 +137,7 @@ def test_the_summary_compares_within_pairs_with_a_95_percent_interval(watched, s
     printed = seen.printed.getvalue()
     assert line(printed, "Improvement from distillation") == words
     behind = percents(report, "teacher").mean() - percents(report, "distilled").mean()
-    assert line(printed, "Accuracy behind the teacher") == f"{behind:.2f} points"
+    assert line(printed, "Distilled student behind teacher") == f"{behind:.2f} points"
     assert line(printed, "Compression") == "16.7 times fewer parameters"
     assert line(printed, "Labels") == "400 for the teacher, 60 for the students"
 
@@ -268,7 +268,9 @@ def test_what_a_flag_leaves_open(kd, digits, many, first_look):
         assert found == wanted
 
 
-def test_the_recipes_of_15(kd, digits, many, first_look):
+@pytest.mark.parametrize("script", ["14_student_baseline.py", SCRIPT])
+def test_the_recipes_of_students(script, digits, many, first_look):
+    module = load(EXAMPLES / script)
     for data, flags, labels, wanted in (
         (many, {}, 1000, (60, 128, 4e-2, "onecycle")),
         (many, {}, 60_000, (4, 128, 2e-2, "onecycle")),
@@ -280,7 +282,11 @@ def test_the_recipes_of_15(kd, digits, many, first_look):
         (first_look, {}, 100, (120, 32, 1e-2, "onecycle")),
         (digits, {"epochs": 0, "batch_size": 9, "learning_rate": 1.0}, 10, (0, 9, 1.0, "onecycle")),
     ):
-        assert kd.student_recipe(kd.Config(**flags), data, 7, labels) == (7, *wanted)
+        recipe = module.student_recipe(module.Config(**flags), data, 7, labels)
+        assert recipe == (7, *wanted)
+
+
+def test_the_recipe_of_the_teacher(kd, digits):
     teacher = kd.fill_in_defaults(kd.Config(teacher_seed=3), digits)
     assert kd.teacher_recipe(teacher, 1297) == (3, 8, 32, 5e-3, "onecycle")
 
@@ -325,6 +331,8 @@ def test_13_trains_as_many_teachers_as_seeds_are_asked_for(few, tmp_path):
         wanted = [batch for epoch in (1, 2) for batch in utils.batches(few.train, 100, seed, epoch)]
         for shown, want in zip(training.batches, wanted, strict=True):
             np.testing.assert_array_equal(shown["index"], want["index"])
+        for scored_on, model, split in training.scored:
+            assert (scored_on, model, split) == ("test", training.model, few.test)
         errors = (utils.predict(training.model, few.test).argmax(-1) != few.test.label).sum()
         assert (row["name"], row["seed"]) == ("teacher", training.recipe.seed)
         assert row["test_errors"] == errors

@@ -275,7 +275,7 @@ def train_smoothed_step(student, optimizer, batch, smoothing):
 
 
 # %% Training the teachers
-# In all functions from here on, `data.train` are the images to learn from and `data.test` is the
+# In the functions that train, `data.train` are the images to learn from and `data.test` is the
 # validation images. The test images, `run.data.test`, serve for the rows of the results alone.
 
 
@@ -440,8 +440,8 @@ def train_students_on_labelled_images(
 
 def train_students_on_all_images(teacher_logits, labelled, recipe, data, config, run):
     """Trains one seed's students that see other images than the labelled ones too, and no true
-    label. They take about as many steps as the others: 420 of 128 images are one pass through
-    MNIST. Is it the softness, or the images?"""
+    label. They take about as many steps as the others, which is about one pass through MNIST. Is it
+    the softness, or the images?"""
     steps = recipe.epochs * (len(labelled.label) // recipe.batch_size)
     images = data.train.take(slice(max(1, steps) * recipe.batch_size))  # or all there are
     steps_of_an_epoch = len(images.label) // recipe.batch_size
@@ -469,8 +469,8 @@ def label_by_teacher(images, teacher_logits):
 
 
 # %% Settings
-# What a flag leaves open is chosen here. All students have the recipe of script 15: one that was
-# searched for both students of a pair, not for each control.
+# What a flag leaves open is chosen here. All students have the recipe of script 15, but for epochs
+# where that is said: one that was searched for both students of a pair, not for each control.
 
 
 def fill_in_defaults(config, data):
