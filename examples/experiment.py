@@ -7,6 +7,7 @@ To copy a script out of this repository, take this file, utils.py, fast.py and p
 import contextlib
 import dataclasses
 import dis
+import enum
 import functools
 import hashlib
 import importlib.metadata
@@ -34,6 +35,7 @@ import filelock
 import flax
 import jax
 import numpy as np
+import typeguard
 import tyro
 import utils
 from flax import nnx
@@ -110,10 +112,14 @@ def check_flags(config):
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         flag = "--" + field.name.replace("_", "-")
-        require(value not in ("", ()), f"{flag}: must not be empty")
+        require(not isinstance(value, (str, tuple)) or value, f"{flag}: must not be empty")
         several = isinstance(value, tuple)
         for one in value if several else (value,):
             _check_value(flag, one, hints[field.name])
+        try:
+            typeguard.check_type(value, hints[field.name])
+        except typeguard.TypeCheckError as error:
+            raise UserError(f"{flag} {value!r}: is of a wrong type ({_brief(error)})") from None
         if several:  # as a number is printed, it names a network
             shown = {f"{x:.12g}" if isinstance(x, float) else x for x in value}
             require(len(shown) == len(value), f"{flag}: must not repeat a value")
@@ -249,7 +255,7 @@ LOCKS = {}  # of the output folders that this process has
 def _take_folder(output_dir):
     """Makes the output folder and locks it until the process ends. Raises UserError if another
     process has it, or if it cannot be written."""
-    folder, flag = Path(output_dir).expanduser(), f"--output-dir {output_dir!r}"
+    folder, flag = utils.at_home(output_dir, "--output-dir"), f"--output-dir {output_dir!r}"
     try:
         output_dir.encode()
         for name in ("checkpoints", "weights"):
@@ -291,7 +297,7 @@ class Run:
         UserError if that folder has none, one of another shape, or one that was not trained on
         `split`."""
         flag = f"--teacher {self.config.teacher}"
-        folder = Path(self.config.teacher).expanduser()
+        folder = utils.at_home(self.config.teacher, "--teacher")
         files = sorted((folder / "weights").glob("teacher-*.npz"), key=os.path.getmtime)
         hint = f"{flag}: no finished run has left a teacher in {folder / 'weights'}"
         require(files, hint)
@@ -498,7 +504,9 @@ class Training:
         self._steps_in_all = recipe.epochs * (len(split.label) // recipe.batch_size)
         caller = caller or inspect.currentframe().f_back  # the frame of the training function
         names = inspect.getargvalues(caller)
-        given = {argument: names.locals[argument] for argument in names.args}
+        # Arguments of every kind, and what a function within another takes from that one.
+        given = [*names.args, names.varargs, names.keywords, *caller.f_code.co_freevars]
+        given = {name: names.locals[name] for name in given if name in names.locals}
         given = {argument: x for argument, x in given.items() if not isinstance(x, Run)}
         self.settings = {"images": fingerprint(split), **recipe._asdict()}
         for argument, value in given.items():
@@ -714,7 +722,8 @@ def _read_npz(path, hint="move it away to train anew"):
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
-        return json.loads(arrays.pop("record").tobytes()), arrays
+        record = json.loads(arrays.pop("record").tobytes())
+        return {key: record[key] for key in Training.KEPT}, arrays
     except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error,
             NotImplementedError) as error:  # fmt: skip
         raise UserError(f"{path}: damaged ({_brief(error)}); {hint}") from None
@@ -735,7 +744,7 @@ def load_network(folder, name, network, seed=None):
 
     Raises UserError if there is none, or one of another shape.
     """
-    folder = Path(folder).expanduser()
+    folder = utils.at_home(folder, "folder")
     files = (folder / "weights").glob(f"{_slug(name)}-{'*' if seed is None else seed}.npz")
     files = sorted(files, key=os.path.getmtime)
     known = ", ".join(sorted(path.stem for path in (folder / "weights").glob("*.npz")))
@@ -790,6 +799,8 @@ def _describe(value, write, seen):
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         value = jax.random.key_data(value) if _is_key(value) else value
         array = np.ascontiguousarray(value)
+        if array.dtype.hasobject:
+            return _describe([array.shape, *array.ravel().tolist()], write, seen)
         write(f"array {array.dtype} {array.shape}".encode())
         write(array.view(np.uint8).data if array.size else b"")
     elif isinstance(value, nnx.Module):
@@ -800,8 +811,12 @@ def _describe(value, write, seen):
         _describe(sorted(map(repr, value)), write, seen)
     elif isinstance(value, _Code):
         _describe_code(value.code, value.namespace, write, seen)
+    elif isinstance(value, enum.Enum):
+        _describe([type(value), value.name], write, seen)
     elif isinstance(value, (list, tuple)):
         write(f"{type(value).__name__} of {len(value)}".encode())
+        if type(value) not in (list, tuple):
+            _describe(type(value), write, seen)  # its methods
         for part in value:
             _describe(part, write, seen)
     elif isinstance(value, functools.partial):
@@ -817,8 +832,12 @@ def _describe(value, write, seen):
         if value not in seen:
             seen.add(value)
             _describe_definition(value, write, seen)
-    elif dataclasses.is_dataclass(value):
-        _describe(vars(value), write, seen)
+    elif isinstance(value, np.ufunc):
+        write(value.__name__.encode())
+    elif dataclasses.is_dataclass(value) or _is_of_user(type(value)):
+        if id(value) not in seen:
+            seen.add(id(value))
+            _describe([type(value), getattr(value, "__dict__", {})], write, seen)
     elif isinstance(value, types.ModuleType):
         write(value.__name__.encode())
     elif value is None or isinstance(value, (bool, int, float, complex, str, bytes, range, slice)):
@@ -839,10 +858,11 @@ def _describe_definition(value, write, seen):
         return
     _describe(list(value.__bases__), write, seen)
     for name, member in sorted(vars(value).items()):
-        own = not name.startswith("__") or name in ("__init__", "__call__")
-        if own or name in ("__post_init__", "__annotations__"):
+        own = not name.startswith("__") or isinstance(member, types.FunctionType)
+        if own or name == "__annotations__":
             member = getattr(member, "__func__", member)  # of a class or static method
             member = member.fget if isinstance(member, property) else member
+            member = member.func if isinstance(member, functools.cached_property) else member
             _describe([name, member], write, seen)
 
 

@@ -36,6 +36,15 @@ def require(condition, message):
         raise UserError(message)
 
 
+def at_home(folder, flag):
+    """A folder as a Path, with the home directory in the place of `~`. Raises UserError if there is
+    no such home."""
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{flag} {str(folder)!r}: {error}") from None
+
+
 # %% Data
 
 
@@ -87,10 +96,10 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
     if name == "digits":
         data = _embedded_digits()
     elif folder:
-        data = _read_folder(name, "local files", Path(folder).expanduser())
+        data = _read_folder(name, "local files", at_home(folder, "--data-dir"))
     else:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        cache = Path(cache).expanduser() / "mnist-distillation" / name
+        cache = at_home(cache, "XDG_CACHE_HOME") / "mnist-distillation" / name
         trouble = _download(name, cache)
         if not trouble:
             data = _read_folder(name, "downloaded", cache)
@@ -184,7 +193,7 @@ def _find_file(folder, name):
     with contextlib.suppress(OSError):  # a folder that may not be read
         for path in sorted(folder.iterdir()):  # unpacked before packed
             match = pattern.fullmatch(path.name)
-            if match:
+            if match and not path.is_dir():  # a folder of that name, as some unpackers make
                 found.setdefault(match[1] or "", path)
     if "" in found or not found:
         return found.get("")

@@ -1,6 +1,7 @@
 """One run of a script: flags, trainings that go on, fingerprints, files, results and summary."""
 
 import dataclasses
+import enum
 import functools
 import json
 import os
@@ -435,28 +436,29 @@ def test_networks_trained_together_share_a_checkpoint(tmp_path, kd, digits, monk
     """Two networks, a metric for each, no score: stopped after one epoch, the run goes on."""
     data = few(digits)
     monkeypatch.setattr(experiment, "CHECKPOINT_PAUSE", 0)
-    stop = {"after": 2}
 
-    def train_both(run):
+    def train_both(folder, stop_after):
+        run = make_run(tmp_path / folder, data)
+        run.stop_after = stop_after  # what is read from the run does not count
+        return train_two(run)
+
+    def train_two(run):
         models = tuple(kd.StudentCNN(rngs=nnx.Rngs(i)) for i in range(2))
         recipe = Recipe(0, 2, 64, 1e-3, "constant")
         optimizers = tuple(kd.make_optimizer(model, recipe, 128) for model in models)
         training = Training(run, "both", models, optimizers, recipe, data.train)
         for epoch in training.epochs():
-            if epoch > stop["after"]:
+            if epoch > run.stop_after:
                 break
             for batch in utils.batches(data.train, 64, 0, epoch):
                 both = [kd.train_step(*pair, batch) for pair in zip(models, optimizers)]  # noqa: B905
                 training.log({"loss": jnp.stack([x["loss"] for x in both])})
         return [fingerprint(model) for model in models], training.history
 
-    # The two stand in the closure, which counts as code: the same object for all three calls.
-    whole, history = train_both(make_run(tmp_path / "whole", data))
-    stop["after"] = 1
-    train_both(make_run(tmp_path / "stopped", data))
+    whole, history = train_both("whole", 2)
+    train_both("stopped", 1)
     [path] = (tmp_path / "stopped" / "checkpoints").iterdir()
-    stop["after"] = 2
-    again, history_again = train_both(make_run(tmp_path / "stopped", data))
+    again, history_again = train_both("stopped", 2)
     assert [path] == list((tmp_path / "stopped" / "checkpoints").iterdir())
     assert again == whole
     assert [r["loss"] for r in history_again] == [r["loss"] for r in history]
@@ -774,3 +776,89 @@ def test_the_figure_of_gains_shows_every_seed_and_the_interval():
     gain = utils.paired_difference(accuracies["distilled"], accuracies["baseline"])
     [[bar]] = [container[2] for container in axes.containers]
     np.testing.assert_allclose(bar.get_segments()[0][:, 0], [gain.low, gain.high])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("temperature", "3"),
+        ("seeds", 2.5),
+        ("epochs", 2.5),
+        ("labels", 12.7),
+        ("quick", "no"),
+        ("output_dir", Path("out")),
+        ("seed", np.int64(3)),
+        ("alpha", np.float32(0.5)),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused(kd, flag, value):
+    with pytest.raises(utils.UserError, match=f"--{flag.replace('_', '-')} ") as refused:
+        experiment.check_flags(kd.Config(**{flag: value}))
+    assert "\n" not in str(refused.value)
+
+
+def test_values_of_numpy_that_are_python_s_too_are_taken(kd):
+    experiment.check_flags(kd.Config(alpha=np.float64(0.5)))
+
+
+class Augment:
+    """Something of the user's, with an attribute."""
+
+    def __init__(self, strength):
+        self.strength = strength
+
+
+class Mode(enum.Enum):
+    A = 1
+    B = 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Augment(0.1), Augment(0.5)),
+        (Mode.A, Mode.B),
+        (np.add, np.subtract),
+        (np.array([None, 1], object), np.array([None, 2], object)),
+    ],
+)
+def test_values_of_one_type_are_told_apart(one, other):
+    assert fingerprint(one) != fingerprint(other)
+    assert fingerprint(one) == fingerprint(one)
+
+
+def test_a_method_of_a_tuple_s_class_counts():
+    def split_with(body):
+        names = {}
+        exec(f"class Split(tuple):\n    def take(self): return {body}", names)
+        names["Split"].__module__ = "__main__"
+        return names["Split"]((1, 2))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "_is_of_user", lambda value: True)
+        assert fingerprint(split_with("self")) == fingerprint(split_with("self"))
+        assert fingerprint(split_with("self")) != fingerprint(split_with("self[0]"))
+
+
+def test_arguments_of_every_kind_tell_trainings_apart(kd, digits, tmp_path):
+    data, recipe = few(digits, 32), Recipe(0, 1, 16, 1e-3, "constant")
+    run = make_run(tmp_path, data)
+    model = kd.StudentCNN(rngs=nnx.Rngs(0))
+
+    def by_keyword(recipe, **options):
+        return experiment.Training(run, "x", model, None, recipe, data.train).path
+
+    def by_place(recipe, *options):
+        return experiment.Training(run, "x", model, None, recipe, data.train).path
+
+    def enclosed(alpha):
+        def train(recipe):
+            assert alpha
+            return experiment.Training(run, "x", model, None, recipe, data.train).path
+
+        return train(recipe)
+
+    assert by_keyword(recipe, alpha=0.1) != by_keyword(recipe, alpha=0.9)
+    assert by_place(recipe, 0.1) != by_place(recipe, 0.9)
+    assert enclosed(0.1) != enclosed(0.9)
+    assert by_place(recipe, 0.1) == by_place(recipe, 0.1)

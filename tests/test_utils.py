@@ -308,6 +308,21 @@ def test_the_calibration_error_has_15_bins_of_equal_width():
     assert len({round(x, 6) for x in errors.values()}) == 3
 
 
+def test_a_folder_of_a_file_s_name_is_passed_over(tmp_path):
+    """Some unpackers put each file into a folder of its own, beside the files."""
+    arrays = write_idx(tmp_path, compress=False)
+    for name in utils.FILES:
+        (tmp_path / name).rename(tmp_path / name.replace("-idx", ".idx"))
+        (tmp_path / name).mkdir()
+    data = utils.load_data("mnist", tmp_path)
+    np.testing.assert_array_equal(data.train.label, arrays[utils.FILES[1]])
+
+
+def test_a_home_that_does_not_exist_is_said():
+    with pytest.raises(utils.UserError, match="--data-dir '~nobody-of-that-name/data'"):
+        utils.load_data("mnist", "~nobody-of-that-name/data")
+
+
 def test_quick_takes_the_first_images_after_the_holdout(monkeypatch):
     label = np.arange(5000, dtype=np.int32) % 10
     split = utils.Split(np.zeros((5000, 28, 28, 1), np.uint8), label, np.arange(5000))
