@@ -796,7 +796,9 @@ def fingerprint(value):
 
 def _describe(value, write, seen):
     """Hands `write` the bytes that tell a value from others. `seen` are functions and classes."""
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+    if isinstance(value, jax.core.Tracer):
+        write(b"a value within a compiled function")
+    elif isinstance(value, (np.ndarray, np.generic, jax.Array)):
         value = jax.random.key_data(value) if _is_key(value) else value
         array = np.ascontiguousarray(value)
         if array.dtype.hasobject:

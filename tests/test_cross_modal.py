@@ -607,7 +607,7 @@ class Recorder:
     """Stands in for a function, and keeps what it was given and what it returned."""
 
     def __init__(self, function):
-        self.function = function
+        self.function = self.__wrapped__ = function  # so that its code counts, not this class's
         self.given = []
         self.returned = []
 
