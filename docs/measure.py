@@ -304,8 +304,11 @@ def search_hinton(name):
     for rate, epochs in HINTON_SMALL:
         small = script.train_small_net(data, recipe(0, rate, epochs), this)
         add("small net", [small], None, rate, epochs)
-    report = {"versions": script.experiment.versions(), "device": script.experiment.device()}
-    report["config"] = {"holdout": HOLDOUT}
+    report = {
+        "config": vars(config),
+        "versions": script.experiment.versions(),
+        "device": script.experiment.device(),
+    }
     settings = {"batch_size": config.batch_size, "schedule": "onecycle"}
     settings |= {"temperature": config.temperature, "max_norm": config.max_norm}
     write(name, {**about_search(name, report), **settings, "cells": cells})

@@ -157,6 +157,14 @@ def check_optimizer(module, training):
     assert training.optimizer.tx is wanted, training.name  # `make_transform` is cached
 
 
+def gain_in_words(a, b):
+    """What a summary says of the accuracies [seeds] of one network over those of another, from 0 to
+    1."""
+    gain = utils.paired_difference(100 * np.array(a), 100 * np.array(b))
+    interval = f"95 %: {gain.low:+.2f} to {gain.high:+.2f}"
+    return f"{gain.mean:+.2f} points ({interval}), {gain.wins} of {gain.pairs} seeds"
+
+
 def make_run(folder, data, config=None):
     """A Run in a folder, for functions that take one."""
     for name in ("checkpoints", "weights"):
@@ -172,6 +180,12 @@ def kd():
 @pytest.fixture(scope="session")
 def digits():
     return utils.load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def many(digits):
+    """More images than those with which recipes are for few: stands for MNIST's 60,000."""
+    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
 
 
 @pytest.fixture

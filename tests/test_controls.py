@@ -653,12 +653,11 @@ def test_a_teacher_is_taken_if_it_was_trained_without_the_validation_images(
         controls.main(controls.Config(**flags, validation=65))
 
 
-def test_what_is_left_open(controls, digits):
-    mnist = digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
-    first_look = mnist._replace(train=digits.train)
+def test_what_is_left_open(controls, digits, many):
+    first_look = digits._replace(name="mnist")
     smoothings = (0.05, 0.1, 0.2, 0.4)
     for data, quick, labels, seeds, some, teacher in (
-        (mnist, False, 1000, 3, smoothings, (3, 128)),
+        (many, False, 1000, 3, smoothings, (3, 128)),
         (digits, False, 100, 3, smoothings, (8, 32)),
         (first_look, True, 100, 2, (0.1,), (4, 32)),
         (digits, True, 100, 2, (0.1,), (4, 32)),
@@ -669,7 +668,7 @@ def test_what_is_left_open(controls, digits):
         recipe = controls.strong_teacher_recipe(config, data)
         assert recipe == Recipe(0, *teacher, 5e-3, "onecycle")
     constant = controls.Config(schedule="constant", teacher_seed=4)
-    recipe = controls.strong_teacher_recipe(constant, mnist)
+    recipe = controls.strong_teacher_recipe(constant, many)
     assert recipe == Recipe(4, 3, 128, 1e-3, "constant")
     own = controls.Config(seeds=4, labels=50, epochs=6, smoothings=(0.3,), validation=9, quick=True)
-    assert controls.fill_in_defaults(own, mnist) == own
+    assert controls.fill_in_defaults(own, many) == own

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import utils
-from conftest import EXAMPLES, Watched, exhibit, load, make_run, watch
+from conftest import EXAMPLES, Watched, exhibit, gain_in_words, load, make_run, watch
 from experiment import fingerprint
 from flax import nnx
 
@@ -408,8 +408,8 @@ def test_sizes_of_networks(cm, watched):
 
 
 def test_the_summary_says_what_minus_what(watched):
-    def percents(name):
-        return [100 * watched.row(name, seed)["test_accuracy"] for seed in SEEDS]
+    def accuracies(name):
+        return [watched.row(name, seed)["test_accuracy"] for seed in SEEDS]
 
     for name, other in (
         ("image student", "image teacher"),
@@ -418,9 +418,7 @@ def test_the_summary_says_what_minus_what(watched):
         ("image student, aligned", "image student"),
         ("text student, aligned", "text student"),
     ):
-        gain = utils.paired_difference(percents(name), percents(other))
-        words = f"{gain.mean:+.2f} points (95 %: {gain.low:+.2f} to {gain.high:+.2f}), "
-        words += f"{gain.wins} of 2 seeds"
+        words = gain_in_words(accuracies(name), accuracies(other))
         [line] = [x for x in watched.printed.splitlines() if x.startswith(f"{name} − {other} ")]
         assert line.removeprefix(f"{name} − {other}").strip() == words
 

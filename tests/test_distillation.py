@@ -3,7 +3,6 @@
 import ast
 import contextlib
 import io
-import json
 import types
 
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, ROOT, check_optimizer, load, watch
+from conftest import EXAMPLES, check_optimizer, load, watch
 from experiment import fingerprint
 from flax import nnx
 from scipy import stats
@@ -242,12 +241,6 @@ def test_the_scripts_before_train_the_same_networks(script, watched, few, tmp_pa
 
 
 @pytest.fixture(scope="module")
-def many(digits):
-    """As many training images as MNIST has, or so."""
-    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
-
-
-@pytest.fixture(scope="module")
 def first_look(digits):
     """As many images as --quick leaves of MNIST, or so."""
     return digits._replace(name="mnist")
@@ -302,18 +295,6 @@ def test_13_and_14_have_the_defaults_of_15(digits, many, first_look):
         assert config.learning_rate == 5e-3
         config = baselines.fill_in_defaults(baselines.Config(quick=quick), data)
         assert config.labels == labels
-
-
-def test_the_recipe_of_the_digits_is_the_best_of_its_search_for_both_students(kd, digits):
-    """The cell with the best mean of the two, on images that were held out of the training set."""
-    search = json.loads((ROOT / "docs" / "results" / "digits_tuning.json").read_text())
-    sums = {}
-    for cell in search["cells"]:
-        recipe = cell["epochs"], cell["batch_size"], cell["learning_rate"]
-        sums[recipe] = sums.get(recipe, 0) + np.mean(cell["accuracy"])
-    assert len(search["cells"]) == 2 * len(sums)
-    assert kd.student_recipe(kd.Config(), digits, 7, 100)[1:4] == max(sums, key=sums.get)
-    assert search["holdout"] == 297
 
 
 def test_13_trains_as_many_teachers_as_seeds_are_asked_for(few, tmp_path):

@@ -151,12 +151,6 @@ def few(digits):
     return digits._replace(train=digits.train.take(slice(400)), test=digits.test.take(slice(100)))
 
 
-@pytest.fixture(scope="module")
-def many(digits):
-    """As many training images as MNIST has, or so."""
-    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
-
-
 class Watched:
     """A run of 40 and 250 labels of 400, with two seeds."""
 

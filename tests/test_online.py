@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, exhibit, load, make_run, watch
+from conftest import EXAMPLES, exhibit, gain_in_words, load, make_run, watch
 from experiment import Recipe, fingerprint
 from flax import nnx
 
@@ -542,12 +542,6 @@ def test_when_the_baseline_was_reached(online):
 def line(watched, what):
     [found] = [x for x in watched.output.splitlines() if x.startswith(f"{what} ")]
     return found.removeprefix(what).strip()
-
-
-def gain_in_words(a, b):
-    gain = utils.paired_difference(100 * np.array(a), 100 * np.array(b))
-    interval = f"95 %: {gain.low:+.2f} to {gain.high:+.2f}"
-    return f"{gain.mean:+.2f} points ({interval}), {gain.wins} of 2 seeds"
 
 
 def test_the_summary_compares_within_seeds_and_groups_by_all_their_members(watched):

@@ -1,16 +1,14 @@
 """How networks are trained, in all scripts: the course of the learning rate, and where the recipes
 come from."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import EXAMPLES, ROOT, SCRIPTS, load
+from conftest import EXAMPLES, SCRIPTS, load
 from flax import nnx
+from render import read
 
-RESULTS = ROOT / "docs" / "results"
 OWN_TRANSFORM = [x for x in SCRIPTS if "def make_transform(" in (EXAMPLES / x).read_text()]
 WITH_TEACHER = [x for x in SCRIPTS if "class TeacherCNN(" in (EXAMPLES / x).read_text()]
 
@@ -61,35 +59,25 @@ def test_the_seed_decides_the_dropout_and_batchnorm_follows_fast(script):
         assert student.bn1.momentum == student.bn2.momentum == 0.9
 
 
-def read(name):
-    return json.loads((RESULTS / f"{name}.json").read_text())
-
-
-def means_of_both(labels):
-    """{(epochs, rate): the mean accuracy of both students}, of the search on MNIST."""
+def means_of_both(search, labels, *settings):
+    """{settings: the mean accuracy of both students}, of a search, for so many labels."""
     sums = {}
-    for cell in read("tuning")["cells"]:
+    for cell in read(search)["cells"]:
         if cell["labels"] == labels:
-            recipe = cell["epochs"], cell["learning_rate"]
+            recipe = tuple(cell[key] for key in settings)
             sums[recipe] = sums.get(recipe, 0) + np.mean(cell["accuracy"]) / 2
     return sums
 
 
-@pytest.fixture(scope="module")
-def many(digits):
-    """As many training images as MNIST has, or so."""
-    return digits._replace(name="mnist", train=digits.train.take(np.zeros(12_000, int)))
-
-
 def test_the_recipe_for_1000_labels_is_the_best_of_its_search_for_both_students(kd, many):
-    means = means_of_both(1000)
+    means = means_of_both("tuning", 1000, "epochs", "learning_rate")
     recipe = kd.student_recipe(kd.Config(), many, 7, 1000)
     assert (recipe.epochs, recipe.learning_rate) == max(means, key=means.get)
 
 
 def test_the_recipe_for_all_labels_has_the_fewest_epochs_near_the_best(kd, many):
     """Within 0.05 points of the best mean of both students."""
-    means = means_of_both("all")
+    means = means_of_both("tuning", "all", "epochs", "learning_rate")
     near = [cell for cell, mean in means.items() if mean > max(means.values()) - 0.0005]
     epochs = min(epochs for epochs, _ in near)
     of_epochs = {cell: mean for cell, mean in means.items() if cell[0] == epochs}
@@ -97,6 +85,12 @@ def test_the_recipe_for_all_labels_has_the_fewest_epochs_near_the_best(kd, many)
     assert (recipe.epochs, recipe.learning_rate) in near
     assert recipe.epochs == epochs
     assert len(of_epochs) == 3
+
+
+def test_the_recipe_of_the_digits_is_the_best_of_its_search_for_both_students(kd, digits):
+    means = means_of_both("digits_tuning", 100, "epochs", "batch_size", "learning_rate")
+    assert len(read("digits_tuning")["cells"]) == 2 * len(means)
+    assert kd.student_recipe(kd.Config(), digits, 7, 100)[1:4] == max(means, key=means.get)
 
 
 @pytest.mark.parametrize("name", ["tuning", "limited_tuning", "digits_tuning"])
