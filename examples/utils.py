@@ -113,6 +113,8 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
     data = hold_out(data, holdout)
     if quick:
         first = slice(2000)
+        _check_mixed(data.classes, data.train.take(first), "--quick: the first training images")
+        _check_mixed(data.classes, data.test.take(first), "--quick: the first test images")
         data = data._replace(train=data.train.take(first), test=data.test.take(first))
     return data
 
@@ -126,7 +128,18 @@ def hold_out(data, count, flag="--holdout"):
         count <= most, f"{flag} {count}: must be at most {most:,}, to leave 128 training images"
     )
     train, held_out = data.train.take(slice(-count)), data.train.take(slice(-count, None))
+    _check_mixed(data.classes, held_out, f"{flag} {count}: the last training images")
     return data._replace(train=train, test=held_out, scored_on="validation")
+
+
+def _check_mixed(classes, split, which):
+    """Raises UserError if images that stand side by side are of a few classes only: their files
+    are sorted by label."""
+    present = np.unique(split.label)
+    labels = ", ".join(map(str, present[:5]))
+    sorted_files = f"{which} are of classes {labels} only, of {classes}; shuffle the files' images"
+    enough = len(split.label) >= 10 * classes
+    require(len(present) > classes / 2 or not enough, sorted_files)
 
 
 # The four files as MNIST's authors name them.
@@ -161,45 +174,52 @@ def _read_folder(name, source, folder):
 def _find_files(folder):
     """The paths of the four files in a folder. Where it holds none of them, one folder below it,
     at most two levels down, may hold them, as in torchvision's MNIST/raw."""
+    here = _datasets_in(folder)
+    if here:
+        return _only_dataset(folder, here)
     below = [path for path in (*folder.glob("*/"), *folder.glob("*/*/")) if path.is_dir()]
-    complete = []
-    for place in (folder, *sorted(below)):
-        found = [_find_file(place, name) for name in FILES]
-        if all(found):
-            complete.append(found)
-        if place == folder and any(found):
-            missing = [name for name, path in zip(FILES, found, strict=True) if not path]
-            hint = "missing; the folder must hold all four IDX files"
-            require(not missing, f"{folder / (missing or [''])[0]}.gz: {hint}")
-            return found
+    found = {place: _datasets_in(place) for place in sorted(below)}
+    complete = [place for place in found if any(len(x) == 4 for x in found[place].values())]
     require(complete, f"{folder / FILES[0]}.gz: missing; the folder must hold all four IDX files")
-    several = ", ".join(str(found[0].parent) for found in complete)
+    several = ", ".join(map(str, complete))
     require(len(complete) == 1, f"{folder}: holds several datasets; name one of {several}")
-    return complete[0]
+    return _only_dataset(complete[0], found[complete[0]])
 
 
-def _find_file(folder, name):
-    """The path of an IDX file under any of the names in use, unpacked before packed, or None.
+def _datasets_in(folder):
+    """The IDX files of a folder, under any of the names in use: {dataset: {name in FILES: path}}.
 
-    Among them are train-images-idx3-ubyte.gz, train-images.idx3-ubyte and, of EMNIST,
-    emnist-letters-test-images-idx3-ubyte.
+    A dataset is told by what its files' names begin with. Among the names are
+    train-images-idx3-ubyte.gz, train-images.idx3-ubyte and emnist-letters-test-images-idx3-ubyte,
+    of the dataset "emnist-letters-".
     """
-    part, kind, index, _ = name.split("-")
-    part = "(t10k|test)" if part == "t10k" else part
     pattern = re.compile(
-        rf"(.*[-_.])?{part}[-_.]{kind}[-_.]{index}[-_.]ubyte(\.gz)?", re.IGNORECASE
+        r"(.*[-_.])?(train|t10k|test)[-_.](images[-_.]idx3|labels[-_.]idx1)[-_.]ubyte(\.gz)?",
+        re.IGNORECASE,
     )
-    found = {}  # by what stands before the name, such as "emnist-letters-"
+    datasets = {}
     with contextlib.suppress(OSError):  # a folder that may not be read
         for path in sorted(folder.iterdir()):  # unpacked before packed
             match = pattern.fullmatch(path.name)
             if match and not path.is_dir():  # a folder of that name, as some unpackers make
-                found.setdefault(match[1] or "", path)
-    if "" in found or not found:
-        return found.get("")
-    several = ", ".join(path.name for path in found.values())
-    require(len(found) == 1, f"{folder}: several datasets; leave one of {several}")
-    return next(iter(found.values()))
+                part = match[2].lower().replace("test", "t10k")
+                name = f"{part}-{re.sub('[_.]', '-', match[3].lower())}-ubyte"
+                datasets.setdefault(match[1] or "", {}).setdefault(name, path)
+    return datasets
+
+
+def _only_dataset(folder, datasets):
+    """The paths of a folder's only dataset, or of the one whose names have nothing before them."""
+    complete = {dataset: paths for dataset, paths in datasets.items() if len(paths) == 4}
+    if not complete:
+        most = max(datasets.values(), key=len)
+        missing = next(name for name in FILES if name not in most)
+        raise UserError(f"{folder / missing}.gz: missing; the folder must hold all four IDX files")
+    if "" not in complete:
+        names = ", ".join(paths[FILES[0]].name for paths in complete.values())
+        require(len(complete) == 1, f"{folder}: several datasets; leave one of {names}")
+    paths = complete.get("") or next(iter(complete.values()))
+    return [paths[name] for name in FILES]
 
 
 def _read_idx(path, dimensions):

@@ -291,6 +291,32 @@ def test_files_of_several_datasets_in_one_folder_are_not_chosen_from(tmp_path):
     np.testing.assert_array_equal(data.train.label, arrays[utils.FILES[1]])
 
 
+def test_images_and_labels_of_two_datasets_are_not_put_together(tmp_path):
+    """Their files may hold as many, so that nothing else would tell."""
+    write_idx(tmp_path)
+    for path in list(tmp_path.iterdir()):
+        kind = "letters" if "images" in path.name else "digits"
+        path.rename(tmp_path / f"emnist-{kind}-{path.name}")
+    with pytest.raises(utils.UserError, match=r"train-images-idx3-ubyte\.gz: missing"):
+        utils.load_data("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("case", ["--holdout 1000", "--quick"])
+def test_files_sorted_by_label_are_refused_where_only_some_are_taken(monkeypatch, case):
+    def data(label):
+        split = utils.Split(np.zeros((5000, 28, 28, 1), np.uint8), label, np.arange(5000))
+        return utils.Data("digits", "zeros", split, split, "test")
+
+    options = {"quick": True} if case == "--quick" else {"holdout": 1000}
+    labels = np.arange(5000, dtype=np.int32) % 10
+    monkeypatch.setattr(utils, "_embedded_digits", lambda: data(labels))
+    utils.load_data("digits", **options)
+    monkeypatch.setattr(utils, "_embedded_digits", lambda: data(np.sort(labels)))
+    with pytest.raises(utils.UserError, match=rf"{case}: the .* classes .* only, of 10; shuffle"):
+        utils.load_data("digits", **options)
+    utils.load_data("digits")  # all are taken
+
+
 def test_the_calibration_error_has_15_bins_of_equal_width():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (500, 10)).astype(np.float32)
