@@ -73,7 +73,8 @@ class Config(experiment.CommonFlags):
     cache_teacher: bool = True
     """Compute the teacher's logits once instead of in every step."""
     teacher: Annotated[str | None, OPEN] = None
-    """Output folder of a run whose teacher to take (default: train one)."""
+    """Output folder of a run whose teacher to take: of several, the one with --teacher-seed
+    (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
     teacher_epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None

@@ -76,7 +76,8 @@ class Config(experiment.CommonFlags):
     alpha: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the labels in the loss; the teacher has 1 - alpha."""
     teacher: Annotated[str | None, OPEN] = None
-    """Output folder of a run whose teacher to take (default: train one)."""
+    """Output folder of a run whose teacher to take: of several, the one with --teacher-seed
+    (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
 

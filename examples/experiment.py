@@ -293,19 +293,22 @@ class Run:
         return [(self.config.seed + i) % 2**32 for i in range(count)]
 
     def take_teacher(self, network, split):
-        """Brings the teacher of another run, which --teacher names, into a fresh `network`. Raises
-        UserError if that folder has none, one of another shape, or one that was not trained on
-        `split`."""
+        """Brings the teacher of another run, which --teacher names, into a fresh `network`: of
+        several the one with --teacher-seed. Raises UserError if that folder has none, one of
+        another shape, or one that was not trained on `split`."""
         flag = f"--teacher {self.config.teacher}"
-        folder = utils.at_home(self.config.teacher, "--teacher")
-        files = sorted((folder / "weights").glob("teacher-*.npz"), key=os.path.getmtime)
-        hint = f"{flag}: no finished run has left a teacher in {folder / 'weights'}"
-        require(files, hint)
-        training = Training.from_weights(files[-1], network, flag)
+        folder = utils.at_home(self.config.teacher, "--teacher") / "weights"
+        files = {path.stem.split("-")[-1]: path for path in sorted(folder.glob("teacher-*.npz"))}
+        require(files, f"{flag}: no finished run has left a teacher in {folder}")
+        seed = str(self.config.teacher_seed) if len(files) > 1 else next(iter(files))
+        several = f"{flag}: has several teachers; --teacher-seed must be one of {', '.join(files)}"
+        require(seed in files, several)
+        path = files[seed]
+        training = Training.from_weights(path, network, flag)
         same = training.settings["images"] == fingerprint(split)
         other = f"{flag}: it was trained on other images than the {len(split.label):,} of this run"
         require(same, f"{other}; --dataset, --holdout, --quick and the like must be the same")
-        print(f"Teacher: {files[-1]}", flush=True)
+        print(f"Teacher: {path}", flush=True)
         self._remember(network, training)
         training.save_weights(self.folder, network)  # so that this run's folder has it, too
         return network
@@ -823,8 +826,8 @@ def _describe(value, write, seen):
             _describe(part, write, seen)
     elif isinstance(value, functools.partial):
         _describe([value.func, value.args, value.keywords], write, seen)
-    elif hasattr(value, "__wrapped__"):  # by nnx.jit, functools.cache, ...
-        _describe(value.__wrapped__, write, seen)
+    elif hasattr(value, "__wrapped__") and not isinstance(value, types.FunctionType):
+        _describe(value.__wrapped__, write, seen)  # by nnx.jit, functools.cache, ...
     elif isinstance(value, types.BuiltinFunctionType):
         write(value.__qualname__.encode())
     elif isinstance(value, types.MethodType):
@@ -850,9 +853,11 @@ def _describe(value, write, seen):
 
 def _describe_definition(value, write, seen):
     if isinstance(value, types.FunctionType):
-        # A library's function, too, may have been made with numbers, as `optax.adam(1e-3)` is.
+        # A library's function, too, may have been made with numbers, as `optax.adam(1e-3)` and
+        # `jax.vmap(f, in_axes=1)` are, and it may call one of the user's.
         cells = [cell.cell_contents for cell in value.__closure__ or () if cell != _EMPTY_CELL]
-        _describe([value.__defaults__, value.__kwdefaults__, cells], write, seen)
+        wrapped = getattr(value, "__wrapped__", None)
+        _describe([value.__defaults__, value.__kwdefaults__, cells, wrapped], write, seen)
         if _is_of_user(value):
             _describe_code(value.__code__, value.__globals__, write, seen)
         return
@@ -883,20 +888,30 @@ def _describe_code(code, namespace, write, seen):
             write(f"{instruction.opname} {argument!r}".encode())
     names = sorted({name for part in codes for name in part.co_names})
     for name in names:
-        value = namespace.get(name)
-        if isinstance(value, types.ModuleType):
-            if _is_of_user(value):
-                for attribute in names:
-                    if hasattr(value, attribute):
-                        _describe([attribute, getattr(value, attribute)], write, seen)
-        elif name in namespace:
-            _describe([name, value], write, seen)
+        if name in namespace:
+            _describe_name(name, namespace[name], names, write, seen)
+
+
+def _describe_name(name, value, names, write, seen):
+    """A name and what it stands for; of a module of the user's what the code names of it."""
+    if not isinstance(value, types.ModuleType):
+        _describe([name, value], write, seen)
+    elif _is_of_user(value):
+        write(value.__name__.encode())
+        for attribute in names:
+            module_and_name = value.__name__, attribute
+            if hasattr(value, attribute) and module_and_name not in seen:
+                seen.add(module_and_name)
+                _describe_name(attribute, getattr(value, attribute), names, write, seen)
 
 
 def _is_of_user(value):
     """Whether a function, class or module is the script's, or of a module beside it. This module
     and plots.py do not count: they change no result."""
-    module = value if isinstance(value, types.ModuleType) else sys.modules.get(value.__module__)
+    if isinstance(value, types.FunctionType):  # functools.wraps sets __module__ to another's
+        module = sys.modules.get(value.__globals__.get("__name__"))
+    else:
+        module = value if isinstance(value, types.ModuleType) else sys.modules.get(value.__module__)
     file = getattr(module, "__file__", None)
     if file is None:  # a notebook; or built into Python
         return getattr(module, "__name__", None) == "__main__"

@@ -5,6 +5,7 @@ import enum
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -119,12 +120,14 @@ def test_switches_of_jax_with_which_nothing_runs_are_refused(switch, value):
 
 SCRIPT = '''
 import functools
+import jax
 import numpy as np
-import optax
 import optax
 import utils
 from flax import nnx
+from package import losses
 from utils import take_labels
+import package.networks
 
 WEIGHT = {"a": 1.0}
 OTHER = {3, 1, 2}
@@ -158,6 +161,19 @@ def rate(x=0.1):
     return x
 
 
+def doubled(f):
+    @functools.wraps(f)
+    def wrapper(x):
+        return 2 * f(x)
+
+    return wrapper
+
+
+@doubled
+def penalty(x):
+    return x + losses.weight_decay(x) + package.networks.width()
+
+
 def unused():
     return 1
 
@@ -165,11 +181,27 @@ def unused():
 def train(images, rate_of=rate):
     model = Net(nnx.Rngs(0))
     utils.batches(take_labels(images, 3, 0), 2, 0, 1)
+    jax.vmap(penalty, in_axes=0)(images)
     return step(model, images)
 '''
 
+PACKAGE = {
+    "__init__.py": "",
+    "losses.py": "def weight_decay(x):\n    return 0.1 * x\n\n\ndef unused(x):\n    return x\n",
+    "networks.py": "from package import losses\n\n\ndef width():\n    return losses.unused(32)\n",
+}
 
-def code_of(text, tmp_path):
+
+def code_of(text, tmp_path, monkeypatch, **package):
+    """The fingerprint of `train`, beside a package of the user's."""
+    (tmp_path / "package").mkdir(exist_ok=True)
+    for file, content in (PACKAGE | package).items():
+        (tmp_path / "package" / file).write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "package"]:
+        monkeypatch.delitem(sys.modules, name)
+    shutil.rmtree(tmp_path / "package" / "__pycache__", ignore_errors=True)
+    (tmp_path / "learner.py").touch()
     module = load(tmp_path / "learner.py", text, "learner")
     return fingerprint(module.train)
 
@@ -186,10 +218,10 @@ def code_of(text, tmp_path):
         ("\nWEIGHT", "\n\n\nWEIGHT"),
     ],
 )
-def test_comments_formatting_and_what_is_not_used_do_not_count(tmp_path, old, new):
-    (tmp_path / "learner.py").touch()
+def test_comments_formatting_and_what_is_not_used_do_not_count(tmp_path, monkeypatch, old, new):
     assert SCRIPT.count(old) == 1
-    assert code_of(SCRIPT, tmp_path) == code_of(SCRIPT.replace(old, new), tmp_path)
+    before = code_of(SCRIPT, tmp_path, monkeypatch)
+    assert before == code_of(SCRIPT.replace(old, new), tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -205,21 +237,40 @@ def test_comments_formatting_and_what_is_not_used_do_not_count(tmp_path, old, ne
         ("nnx.grad(lambda model: loss(model(x)))", "nnx.grad(lambda model: -loss(model(x)))"),
         ("{(1,), (2,)}", "{(1,), (3,)}"),
         ('kinds=("a", "b")', 'kinds=("a", "c")'),
+        ("2 * f(x)", "3 * f(x)"),  # a decorator of the user's own
+        ("x + losses.weight_decay", "x - losses.weight_decay"),  # what it decorates
+        ("in_axes=0", "in_axes=1"),
     ],
 )
-def test_what_a_training_does_counts(tmp_path, old, new):
-    (tmp_path / "learner.py").touch()
+def test_what_a_training_does_counts(tmp_path, monkeypatch, old, new):
     assert SCRIPT.count(old) == 1
-    assert code_of(SCRIPT, tmp_path) != code_of(SCRIPT.replace(old, new), tmp_path)
+    before = code_of(SCRIPT, tmp_path, monkeypatch)
+    assert before != code_of(SCRIPT.replace(old, new), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "same"),
+    [
+        ("losses.py", "0.1 * x", "0.2 * x", False),  # from package import losses
+        ("networks.py", "unused(32)", "unused(64)", False),  # import package.networks
+        ("losses.py", "return x", "return x + 1", False),  # of another module of the package
+        ("losses.py", "0.1 * x", "0.1 * x  # a little", True),
+        ("__init__.py", "", "VERSION = 2", True),
+    ],
+)
+def test_an_edit_of_a_package_beside_counts(tmp_path, monkeypatch, file, old, new, same):
+    before = code_of(SCRIPT, tmp_path, monkeypatch)
+    edited = PACKAGE[file].replace(old, new) if old else new
+    after = code_of(SCRIPT, tmp_path, monkeypatch, **{file: edited})
+    assert (before == after) == same
 
 
 def test_an_edit_of_the_modules_beside_counts(tmp_path, monkeypatch):
-    (tmp_path / "learner.py").touch()
-    before = code_of(SCRIPT, tmp_path)
+    before = code_of(SCRIPT, tmp_path, monkeypatch)
     text = (EXAMPLES / "utils.py").read_text()
     changed = load(EXAMPLES / "utils.py", text.replace("[seed, 2, epoch]", "[seed, 3, epoch]"), "u")
     monkeypatch.setattr(utils, "batches", changed.batches)
-    assert code_of(SCRIPT, tmp_path) != before
+    assert code_of(SCRIPT, tmp_path, monkeypatch) != before
 
 
 def test_fingerprints_are_the_same_in_every_process():
@@ -641,6 +692,29 @@ def test_teachers_that_cannot_be_taken(kd, finished, tmp_path, case):
         "damaged": "damaged",
     }[case] in str(refused.value)
     assert str(tmp_path / "a") in str(refused.value)
+
+
+def test_of_several_teachers_the_seed_chooses(kd, digits, tmp_path):
+    """Not their age: seed 3 is the newest here."""
+    data = few(digits)
+    teachers = {}
+    for seed in (5, 3):
+        run = make_run(tmp_path / "a", data)
+        teacher = kd.train_teacher(data, Recipe(seed, 1, 128, 1e-3, "constant"), run)
+        teachers[seed] = utils.predict(teacher, data.test)
+
+    def taken(teacher_seed):
+        config = kd.Config(teacher=str(tmp_path / "a"), teacher_seed=teacher_seed)
+        run = make_run(tmp_path / "b", data, config)
+        teacher = run.take_teacher(kd.TeacherCNN(rngs=nnx.Rngs(0)), data.train)
+        return utils.predict(teacher, data.test)
+
+    for seed, logits in teachers.items():
+        np.testing.assert_array_equal(taken(seed), logits)
+    with pytest.raises(utils.UserError, match="--teacher-seed must be one of 3, 5"):
+        taken(0)
+    (tmp_path / "a" / "weights" / "teacher-3.npz").unlink()
+    np.testing.assert_array_equal(taken(0), teachers[5])  # the only one, whatever its seed
 
 
 def test_seconds_of_an_epoch_are_those_of_its_steps(kd, digits, tmp_path, monkeypatch):

@@ -77,7 +77,7 @@ class Config(experiment.CommonFlags):
     """Strengths of label smoothing to choose from (default: 0.05 0.1 0.2 0.4; quick 0.1)."""
     teacher: Annotated[str | None, OPEN] = None
     """Output folder of a run whose teacher to take: script 13 with --holdout, as many images as
-    --validation (default: train one)."""
+    --validation; of several teachers, the one with --teacher-seed (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher and of the weak teachers: initial weights, dropout, order of batches."""
     validation: Annotated[int | None, Range(1), OPEN] = None

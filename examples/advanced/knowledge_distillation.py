@@ -81,7 +81,8 @@ class Config(experiment.CommonFlags):
     """Course of the students' learning rate: rising and falling in one cycle, or constant."""
     teacher: Annotated[str | None, OPEN] = None
     """Output folder of a run whose teacher to take: script 13 with --holdout, as many images as
-    --validation, and without --quick (default: train one)."""
+    --validation, and without --quick; of several teachers, the one with --teacher-seed (default:
+    train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
     validation: Annotated[int | None, Range(1), OPEN] = None

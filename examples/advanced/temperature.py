@@ -61,7 +61,8 @@ class Config(experiment.CommonFlags):
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of the students' learning rate: rising and falling in one cycle, or constant."""
     teacher: Annotated[str | None, OPEN] = None
-    """Output folder of a run whose teacher to take (default: train one)."""
+    """Output folder of a run whose teacher to take: of several, the one with --teacher-seed
+    (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
 
