@@ -143,7 +143,9 @@ class StudentCNN(nnx.Module):
 # %% Loss
 # Two parts: what the label says, and what the teacher says. Logits of low precision are taken to
 # float32 first, where the teacher's small probabilities survive. For a project of your own, copy
-# this cell and `train_student_step`: they need JAX, Flax and Optax alone.
+# this cell and `train_student_step`: they need JAX, Flax and Optax alone. In a loss of your own:
+#
+#     total, hard, soft = distillation_loss(student(images), teacher(images), labels)
 
 
 def at_least_float32(logits):

@@ -298,13 +298,12 @@ def name_of(kind, labels):
     return f"{kind}, {labels} labels"
 
 
-def train_on_labels(labelled, classes, recipe, run):
-    """Trains the baseline: a student that learns from the labels alone."""
+def train_student_on_labels(name, labelled, classes, recipe, run):
+    """Trains a student on the labels of the `labelled` images alone."""
     student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
     step = compile_step(train_step, student, optimizer)
 
-    name = name_of("baseline", len(labelled.label))
     training = Training(run, name, student, optimizer, recipe, labelled)
     for epoch in training.epochs():
         for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
@@ -551,9 +550,13 @@ def train_all_kinds(labelled, recipes, teacher_logits, data, config, run):
     a recipe. Returns {kind: student}."""
     labels = f"{len(labelled.label):,} labels"
     seed = recipes["baseline"].seed
+    students = {}
 
     experiment.print_heading(f"BASELINE: {labels}, seed {seed}, no teacher")
-    students = {"baseline": train_on_labels(labelled, data.classes, recipes["baseline"], run)}
+    name = name_of("baseline", len(labelled.label))
+    students["baseline"] = train_student_on_labels(
+        name, labelled, data.classes, recipes["baseline"], run
+    )
 
     experiment.print_heading(f"DISTILLED: {labels}, seed {seed}, and their soft targets")
     students["distilled"] = train_on_labels_and_soft_targets(

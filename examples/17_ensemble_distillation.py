@@ -289,13 +289,13 @@ def train_ensemble_member(name, images, classes, recipe, run):
     return teacher
 
 
-def train_student_on_labels_alone(labelled, classes, recipe, run):
+def train_student_on_labels(name, labelled, classes, recipe, run):
     """Trains a student on the labels of the `labelled` images alone."""
     student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
     step = compile_step(train_step, student, optimizer)
 
-    training = Training(run, "baseline", student, optimizer, recipe, labelled)
+    training = Training(run, name, student, optimizer, recipe, labelled)
     for epoch in training.epochs():
         for batch in batches(labelled, recipe.batch_size, recipe.seed, epoch):
             training.log(step(batch))
@@ -457,7 +457,7 @@ def train_five_students(repetition, teacher_logits, data, config, run):
     students = {}
 
     experiment.print_heading(f"BASELINE: {heading}, no teacher")
-    students["baseline"] = train_student_on_labels_alone(labelled, classes, recipe, run)
+    students["baseline"] = train_student_on_labels("baseline", labelled, classes, recipe, run)
 
     # Its teacher is the first one, which was fixed before anything was scored.
     experiment.print_heading(f"STUDENT OF ONE TEACHER: {heading}")

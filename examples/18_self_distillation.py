@@ -308,9 +308,8 @@ def make_optimizer(model, recipe, images):
     return nnx.Optimizer(model, transform, wrt=nnx.Param)
 
 
-def train_without_teacher(name, labelled, classes, recipe, run):
-    """Trains a student on labels alone: the baseline, and the twins."""
-    experiment.print_heading(f"{name.upper()}: labels alone")
+def train_student_on_labels(name, labelled, classes, recipe, run):
+    """Trains a student on the labels of the `labelled` images alone."""
     student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
     optimizer = make_optimizer(student, recipe, len(labelled.label))
     step = compile_step(train_step, student, optimizer)
@@ -424,7 +423,8 @@ def train_all_students(labelled, classes, recipe, config, run):
     networks = {}
     teacher_logits = {}
 
-    networks["baseline"] = train_without_teacher("baseline", labelled, classes, recipe, run)
+    experiment.print_heading("BASELINE: labels alone")
+    networks["baseline"] = train_student_on_labels("baseline", labelled, classes, recipe, run)
     baseline_logits = predict_by_index(networks["baseline"], labelled)
     teacher_logits["baseline"] = baseline_logits
 
@@ -445,7 +445,8 @@ def train_all_students(labelled, classes, recipe, config, run):
             temperature=1.0, alpha=config.alpha,
         )  # fmt: skip
         twin = f"twin {k}"
-        networks[twin] = train_without_teacher(twin, labelled, classes, recipe_k, run)
+        experiment.print_heading(f"{twin.upper()}: labels alone")
+        networks[twin] = train_student_on_labels(twin, labelled, classes, recipe_k, run)
         previous_logits = predict_by_index(networks[generation], labelled)
         teacher_logits[generation] = previous_logits
 
