@@ -412,14 +412,16 @@ class Repetition(NamedTuple):
 
 def plan_repetition(config, data, number, seed):
     """The repetition of this number, from 0 on, whose students have this seed. Each repetition has
-    teachers of its own: no two of them share a seed."""
+    teachers of its own: no two of them share a seed. The images of teachers and of students are
+    drawn independently, whatever the seeds."""
     first_seed = config.teacher_seed + number * config.teachers
     teacher_images = []
     teacher_recipes = []
     for k in range(config.teachers):
         teacher_seed = (first_seed + k) % 2**32
         images_seed = teacher_seed if config.subsets else first_seed % 2**32
-        teacher_images.append(take_labels(data.train, config.teacher_labels, images_seed))
+        images = take_labels(data.train, config.teacher_labels, images_seed, stream=3)
+        teacher_images.append(images)
         teacher_recipes.append(ensemble_teacher_recipe(config, data, teacher_seed))
     labelled = take_labels(data.train, config.labels, seed)
     recipe = student_recipe(config, data, seed, len(labelled.label))

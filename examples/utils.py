@@ -316,12 +316,13 @@ def _embedded_digits():
     )
 
 
-def take_labels(split, count, seed):
-    """A class-balanced subset of `count` images ("all": of all), drawn by `seed`."""
+def take_labels(split, count, seed, stream=1):
+    """A class-balanced subset of `count` images ("all": of all), drawn by `seed`. Another `stream`
+    of random numbers draws other images by the same seed."""
     total = len(split.label)
     count = total if count == "all" else int(count)
     require(count <= total, f"--labels {count}: there are {total} training images; or say all")
-    order = np.random.default_rng([seed, 1]).permutation(total)
+    order = np.random.default_rng([seed, stream]).permutation(total)
     # Each class's first image of the order, then each class's second, and so on.
     rank = np.empty(total, np.int64)  # of each image among those of its class
     for c in np.unique(split.label):

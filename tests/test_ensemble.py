@@ -215,7 +215,7 @@ def test_teachers_differ_in_seed_and_with_subsets_in_images(ens, digits, flags):
     assert [recipe.seed for recipe in repetition.teacher_recipes] == seeds
     for seed, split in zip(seeds, repetition.teacher_images, strict=True):
         drawn_by = seed if flags else seeds[0]
-        wanted = utils.take_labels(digits.train, 600, drawn_by).index
+        wanted = utils.take_labels(digits.train, 600, drawn_by, stream=3).index
         np.testing.assert_array_equal(split.index, wanted)
     drawn = {tuple(split.index) for split in repetition.teacher_images}
     assert len(drawn) == (4 if flags else 1)
@@ -231,9 +231,21 @@ def test_no_two_repetitions_share_a_teacher_or_its_images(ens, digits):
         first = 5 + 3 * number
         seeds = [recipe.seed for recipe in repetition.teacher_recipes]
         assert seeds == [first, first + 1, first + 2]
-        wanted = utils.take_labels(digits.train, 600, first).index
+        wanted = utils.take_labels(digits.train, 600, first, stream=3).index
         for split in repetition.teacher_images:
             np.testing.assert_array_equal(split.index, wanted)
+
+
+@pytest.mark.parametrize("flags", [{}, {"subsets": True}])
+def test_teachers_and_students_of_one_seed_draw_images_independently(ens, many, flags):
+    """Otherwise the teachers would have seen all of the students' images, and no others as well."""
+    config = ens.Config(teacher_labels=3000, labels=1000, teacher_seed=42, **flags)
+    config = ens.fill_in_defaults(config, many)
+    data = many._replace(train=many.train._replace(index=np.arange(len(many.train.label))))
+    repetition = ens.plan_repetition(config, data, 0, 42)
+    seen = np.isin(repetition.labelled.index, repetition.teacher_images[0].index).mean()
+    chance = 3000 / len(data.train.label)
+    assert chance - 0.06 < seen < chance + 0.06
 
 
 def test_each_network_is_trained_by_adam_of_one_cycle_unless_constant(ens, digits):
