@@ -416,7 +416,7 @@ def test_a_teacher_s_seed_decides_its_start_its_images_and_their_order(ens, watc
             own_seed = teacher.recipe.seed
             fresh = ens.TeacherCNN(few.classes, rngs=nnx.Rngs(own_seed))
             assert teacher.start == fingerprint(fresh)
-            own_images = utils.take_labels(few.train, 150, own_seed)
+            own_images = utils.take_labels(few.train, 150, own_seed, stream=3)
             np.testing.assert_array_equal(teacher.split.index, own_images.index)
             shown = [
                 batch["index"]
