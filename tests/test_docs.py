@@ -1,5 +1,7 @@
 """README and docs say what is so: tables from the JSON, code from the scripts, sound commands."""
 
+import hashlib
+import io
 import json
 import re
 import shlex
@@ -9,41 +11,85 @@ import urllib.parse
 from pathlib import Path
 
 import experiment
+import figures
 import measure
 import pytest
-import render
+import tables
 from conftest import ROOT, SCRIPTS
+from PIL import Image
 from utils import UserError
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_text_and_results_agree(page):
-    assert render.render(page.read_text()) == page.read_text(), "run python docs/render.py"
+COG = ["-P", "-I", "docs", "-p", "from tables import *"]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_no_line_begins_with_a_value(page):
-    """Markdown would take such a line for HTML, and break the paragraph."""
-    assert not re.findall(r"^<!-- value.*", page.read_text(), re.MULTILINE)
+def cog(*arguments):
+    """The exit status of cog, run in the repository's root."""
+    command = [sys.executable, "-m", "cogapp", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
 
 
-def test_a_wrong_number_is_found():
+def test_tables_and_code_are_those_of_the_results_and_scripts():
+    message = f"run cog -r {shlex.join(COG)} README.md docs/*.md"
+    assert cog("--check", *COG, *map(str, PAGES)) == 0, message
+
+
+def test_a_wrong_number_in_a_table_is_found(tmp_path):
     text = (ROOT / "README.md").read_text()
-    block = re.search(r"<!-- table: results -->\n.*?<!-- end -->", text, re.DOTALL)[0]
-    wrong = text.replace(block, block.replace("points", "apples"))
-    assert wrong != text
-    assert render.render(wrong) == text
+    block = re.search(r"\| MNIST, 1,000 labels.*", text)[0]
+    wrong = tmp_path / "README.md"
+    wrong.write_text(text.replace(block, block.replace("9", "8", 1)))
+    assert cog("--check", *COG, str(wrong)) == 5  # cog's status for a file that would change
+    assert cog("-r", *COG, str(wrong)) == 0
+    assert wrong.read_text() == text
+
+
+def test_no_table_stands_twice():
+    blocks = []
+    for page in PAGES:
+        blocks += re.findall(r"\[\[\[cog\s+(.*?)\s*\]\]\]", page.read_text(), re.DOTALL)
+    found = [" ".join(block.split()) for block in blocks if "code(" not in block]
+    assert len(found) > 20
+    assert len(found) == len(set(found))
 
 
 def test_figures_are_those_of_the_results():
-    from PIL import Image
+    for name in [path.stem for path in tables.RESULTS.glob("*.png")]:
+        png = (tables.RESULTS / f"{name}.png").read_bytes()
+        if name == "gains":
+            assert Image.open(io.BytesIO(png)).info["Source"] == figures.source()
+        else:
+            assert hashlib.sha256(png).hexdigest() == tables.read(name)["figure_sha256"]
 
-    assert Image.open(render.RESULTS / "gains.png").info["Source"] == render.gains_source()
-    for name in (*render.EXPERIMENTS, *render.VARIANTS):
-        png = (render.RESULTS / f"{name}.png").read_bytes()
-        assert render.hashlib.sha256(png).hexdigest() == render.read(name)["figure_sha256"]
+
+def test_every_figure_stands_on_a_page_with_a_text_that_describes_it():
+    text = "".join(page.read_text() for page in PAGES)
+    shown = re.findall(r"!\[([^\]]*)\]\((?:docs/)?results/(\w+)\.png\)", text)
+    assert {name for _, name in shown} == {path.stem for path in tables.RESULTS.glob("*.png")}
+    assert min(len(alternative) for alternative, _ in shown) > 40
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_sentence_is_longer_than_40_words(page):
+    for sentence in sentences(page.read_text()):
+        assert len(sentence.split()) <= 40, sentence
+
+
+def sentences(text):
+    """The sentences of a page's prose: without code, tables, formulas and headings."""
+    for pattern in (r"```.*?```", r"<!--.*?-->", r"!\[.*?\]\(.*?\)"):
+        text = re.sub(pattern, "\n\n", text, flags=re.DOTALL)
+    text = re.sub(r"\]\([^)]*\)", "]", text)
+    found = []
+    for paragraph in re.split(r"\n\s*\n|\n *[-*] |\n *\d+\. ", text):
+        lines = [
+            line for line in paragraph.splitlines() if not re.match(r"\||#|    |\*\*Contents", line)
+        ]
+        if lines and not paragraph.lstrip().startswith("**Contents"):
+            found += re.split(r"(?<=[.!?:;])[\])*]*\s+", " ".join(lines))
+    return found
 
 
 def anchors(page):
@@ -99,80 +145,71 @@ def test_readme_names_every_script():
         assert (ROOT / "docs" / f"{page}.md").exists()
 
 
-@pytest.mark.parametrize(
-    "name", [path.stem for path in sorted((render.RESULTS / "again").glob("*.json"))]
-)
-def test_the_second_run_has_the_settings_of_the_first(name):
-    first, second = (render.read(f"{place}{name}") for place in ("", "again/"))
-    for key in ("each", "seeds", "device", "holdout", "temperature", "batch_size", "max_norm"):
-        assert first.get(key) == second.get(key), key
-    configs = (run.get("config", {}).items() for run in (first, second))
-    given, again = ({k: v for k, v in config if v is not None} for config in configs)
-    assert given == again
-    measured = ("accuracy", "errors")
-    cells, others = (
-        [{k: v for k, v in cell.items() if k not in measured} for cell in run.get("cells", [])]
-        for run in (first, second)
-    )
-    assert cells == others
-    assert second["minutes"] <= 60, "the part's target"
-
-
-def test_what_can_be_measured_are_commands_that_the_scripts_understand(monkeypatch):
-    """Every experiment and every cell of a search parses, and names a teacher measured before."""
-    searched = [
-        f"{script} {flags}" for script, cells in measure.SEARCHES.values() for flags in cells
-    ]
-    commands = {**measure.EXPERIMENTS, **measure.VARIANTS}
-    known = []
+def test_what_can_be_measured_are_commands_that_the_scripts_understand():
+    """And each teacher that is named was measured before."""
+    measured = []
     modules = {}
-    for name, command in [*commands.items(), *(("a search", command) for command in searched)]:
-        script, *flags = shlex.split(command)
-        module = modules.setdefault(script, measure.load(script))
-        config = experiment.parse(module.Config, flags)
-        experiment.check_flags(config)
-        teacher = getattr(config, "teacher", None)
-        assert teacher is None or Path(teacher).name in known
-        known.append(name)
+    for name, commands in measure.EXPERIMENTS.items():
+        for number, command in enumerate(commands):
+            script, *flags = shlex.split(command)
+            module = modules.setdefault(script, measure.load(script))
+            config = experiment.parse(module.Config, flags)
+            experiment.check_flags(config)
+            teacher = getattr(config, "teacher", None)
+            assert teacher is None or Path(teacher) in measured
+            measured.append(measure.RUNS / name / str(number))
+    assert len(measured) > 60
 
 
-def test_a_measured_run_becomes_a_result(tmp_path, monkeypatch):
-    """The rows of one results.json, grouped by seed, without what no page shows."""
+def test_the_headline_is_of_five_teachers_with_three_pairs_each_and_no_seed_twice():
+    for name in tables.HEADLINE:
+        seeds = [row["seed"] for row in tables.rows(name, "distilled")]
+        assert len(set(seeds)) == 15
+        assert seeds == [row["seed"] for row in tables.rows(name, "baseline")]
+        configs = [run["config"] for run in tables.read(name)["runs"]]
+        assert len({config["teacher_seed"] for config in configs}) == 5
+    labels = [row["seed"] for row in tables.rows("all_labels", "distilled")]
+    assert labels == [row["seed"] for row in tables.rows("default", "distilled")]
+
+
+def test_measured_runs_become_a_result(tmp_path, monkeypatch):
+    """The rows of all commands, without what no page shows."""
     (tmp_path / "docs/results").mkdir(parents=True)
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "docs/results")
-    monkeypatch.setattr(measure, "EXPERIMENTS", {"some": "script.py --seeds 2"})
-    settings = {"epochs": 3, "learning_rate": 0.1}
-
-    def row(name, seed, accuracy, **more):
-        common = {"seconds": 1.0, "history": [], "settings": settings, "epoch_seconds": []}
-        return {"name": name, "seed": seed, "test_accuracy": accuracy, **common, **more}
-
-    rows = [row("teacher", 0, 0.99)]
-    for seed in (5, 6):
-        rows += [row("distilled", seed, 0.9, mcnemar_p=0.25), row("baseline", seed, 0.8)]
-    report = {
-        "script": "script.py", "config": {"seeds": 2, "output_dir": "x", "data_dir": None},
-        "dataset": {}, "versions": {}, "device": "a", "seconds": {"total": 9.0}, "results": rows,
-        "soft_targets": {"1": [0.0]},
-    }  # fmt: skip
+    monkeypatch.setattr(measure, "EXPERIMENTS", {"some": ["a.py --seed 1", "a.py --seed 2"]})
+    monkeypatch.setattr(measure, "FIGURES", ["some"])
+    settings = {"epochs": 3, "batch_size": 8, "learning_rate": 0.1, "schedule": "onecycle"}
 
     def run(command, folder):
-        assert command == "script.py --seeds 2"
+        seed = int(command[-1])
         (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "figure.png").write_bytes(b"png")
-        return json.loads(json.dumps(report))
+        (tmp_path / folder / "figure.png").write_bytes(f"png {seed}".encode())
+        row = {"name": "net", "seed": seed, "test_accuracy": 0.5 + seed / 10}
+        row |= {"history": [1], "epoch_seconds": [1], "settings": settings}
+        return {
+            "script": "a.py", "config": {"seeds": 1, "output_dir": "x", "data_dir": None},
+            "dataset": {"name": "d"}, "versions": {}, "device": "a", "seconds": {"total": 9.0},
+            "results": [row, {"name": "untrained", "seed": seed}], "soft_targets": {"1": [seed]},
+        }  # fmt: skip
 
     monkeypatch.setattr(measure, "run", run)
-    measure.measure_pairs("some")
+    measure.measure("some")
     found = json.loads((tmp_path / "docs/results/some.json").read_text())
-    assert [x["seed"] for x in found["runs"]] == found["seeds"] == [5, 6]
-    assert found["runs"][0]["distilled"]["test_accuracy"] == 0.9
-    assert found["runs"][1]["mcnemar_p"] == 0.25
-    assert found["config"] == {"seeds": 2}
-    assert found["cost_seconds"] == 5
-    assert found["recipes"]["baseline"] == settings
-    assert (tmp_path / "docs/results/some.png").read_bytes() == b"png"
+    assert [x["command"] for x in found["runs"]] == ["python a.py --seed 1", "python a.py --seed 2"]
+    assert found["runs"][1]["soft_targets"] == {"1": [2]}
+    assert found["runs"][0]["config"] == {"seeds": 1}
+    assert found["dataset"] == {"name": "d"}
+    trained = {"epochs": 3, "batch_size": 8, "learning_rate": 0.1}
+    assert found["results"] == [
+        {"run": 0, "name": "net", "seed": 1, "test_accuracy": 0.6, **trained},
+        {"run": 0, "name": "untrained", "seed": 1},
+        {"run": 1, "name": "net", "seed": 2, "test_accuracy": 0.7, **trained},
+        {"run": 1, "name": "untrained", "seed": 2},
+    ]
+    png = (tmp_path / "docs/results/some.png").read_bytes()
+    assert png == b"png 1"
+    assert found["figure_sha256"] == hashlib.sha256(png).hexdigest()
 
 
 def test_what_cannot_be_measured_is_refused(capsys):

@@ -11,7 +11,7 @@ import utils
 from conftest import EXAMPLES, ROOT, exhibit, load, make_run, watch
 from experiment import Recipe, fingerprint
 from flax import nnx
-from render import read
+from tables import read
 
 SCRIPT = "25_hinton_2015.py"
 RNG = np.random.default_rng(0)
@@ -555,7 +555,7 @@ def test_refused_before_training(hinton, few, tmp_path, monkeypatch, flags, labe
 
 def test_the_results_are_of_these_settings(hinton):
     """Whoever changes a default has to measure again. Compared are the flags that both have."""
-    found = read("hinton")["config"]
+    found = read("hinton")["runs"][0]["config"]
     defaults = dataclasses.asdict(hinton.Config())
     own = ("data_dir", "output_dir", "seed")
     both = [name for name in defaults if name in found and name not in own]
@@ -567,16 +567,16 @@ def test_the_results_are_of_these_settings(hinton):
 def test_the_search_tried_these_settings(hinton, digits):
     """The large net's and its student's come first; the small net's are the best of those tried."""
     search = read("hinton_tuning")
-    cells = search["cells"]
+    cells, searched = search["results"], search["config"]
     config = hinton.fill_in_defaults(hinton.Config(), digits._replace(name="mnist"))
-    assert (search["temperature"], search["max_norm"]) == (config.temperature, config.max_norm)
+    assert (searched["temperature"], searched["max_norm"]) == (config.temperature, config.max_norm)
     large, student = hinton.large_net_recipe(config, 0), hinton.distilled_net_recipe(config, 0)
-    assert (search["batch_size"], search["schedule"]) == (large.batch_size, large.schedule)
+    assert (searched["batch_size"], "onecycle") == (large.batch_size, large.schedule)
     assert cells[0]["dropout"] == [config.input_dropout, config.dropout]
     for cell, recipe in zip(cells, (large, student), strict=False):
         assert (cell["learning_rate"], cell["epochs"]) == (recipe.learning_rate, recipe.epochs)
     assert cells[1]["alpha"] == config.alpha
-    small = [cell for cell in cells if cell["kind"] == "small net"]
+    small = [cell for cell in cells if cell["name"] == "small net"]
     best = min(small, key=lambda cell: np.mean(cell["errors"]))
     recipe = hinton.small_net_recipe(config, 0)
     assert (best["learning_rate"], best["epochs"]) == (recipe.learning_rate, recipe.epochs)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 from scipy.special import log_softmax, softmax
 
 RNG = np.random.default_rng(0)
@@ -68,3 +69,13 @@ def test_max_pool_is_flax_s(kd):
     ours = jax.grad(lambda x: (kd.max_pool(x) ** 3).sum())(x)
     flax = jax.grad(lambda x: (nnx.max_pool(x, (2, 2), strides=(2, 2)) ** 3).sum())(x)
     np.testing.assert_allclose(ours, flax, rtol=1e-6)
+
+
+def test_the_guide_s_check_for_a_missing_t_squared(kd):
+    """At T = 20 the soft loss of these logits is 1.031, and without the factor 0.0026."""
+    student, teacher = np.array([[2.0, 3.0, 1.0]]), np.array([[5.0, 3.0, 1.0]])
+    assert float(kd.soft_loss(student, teacher, 20.0)) == pytest.approx(1.031, abs=5e-4)
+    assert f"{float(kd.soft_loss(student, teacher, 20.0)) / 20**2:.4f}" == "0.0026"
+    guide = (ROOT / "docs" / "knowledge_distillation.md").read_text()
+    check = "[2, 3, 1] and teacher logits [5, 3, 1] must be 1.031; without T² it is 0.0026"
+    assert check in guide

@@ -1,0 +1,505 @@
+"""The tables of README and docs, from docs/results/*.json, and the numbers in their sentences.
+
+    cog -r -P -I docs -p "from tables import *" README.md docs/*.md    # fill the tables in
+    cog --check -P -I docs -p "from tables import *" README.md docs/*.md
+
+A page has `<!-- [[[cog print(headline()) ]]] -->` above a table and `<!-- [[[end]]] -->` below.
+Numbers in sentences are plain text; tests/test_claims.py holds them against the same functions.
+"""
+
+import ast
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+from scipy import special
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+sys.path.insert(0, str(ROOT / "examples"))
+
+import measure  # noqa: E402
+from utils import paired_difference  # noqa: E402
+
+# %% Numbers
+
+
+def read(name):
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def rows(name, row):
+    """The rows of one name, in order of their runs and seeds."""
+    found = [x for x in read(name)["results"] if x["name"] == row]
+    assert found, f"docs/results/{name}.json has no row {row!r}"
+    return found
+
+
+def values(name, row, key="test_accuracy"):
+    """What the rows of one name hold under a key: an array, a number a seed."""
+    return np.array([x[key] for x in rows(name, row)])
+
+
+def mean(name, row, key="test_accuracy"):
+    return float(np.mean(values(name, row, key)))
+
+
+def accuracies(name, row):
+    """Accuracies in percent, a number a seed. Of a group of networks "members of GROUP" is the mean
+    of its members, "all of GROUP" their ensemble; "best of KIND" is the best of the rows KIND 1,
+    KIND 2, ..."""
+    if row.startswith("best of "):
+        numbered = re.compile(re.escape(row.removeprefix("best of ")) + r" \d+")
+        names = {x["name"] for x in read(name)["results"] if numbered.fullmatch(x["name"])}
+        return np.max([accuracies(name, x) for x in sorted(names)], axis=0)
+    key = "test_accuracy"
+    if row.startswith(("members of ", "all of ")):
+        key = "members" if row.startswith("members of ") else "ensemble"
+        row = row.split(" of ", 1)[1]
+    found = values(name, row, key)
+    return 100 * (found.mean(axis=1) if found.ndim == 2 else found)
+
+
+def gain(name, row, other="baseline"):
+    """How much more accurate the rows of one name are than those of another, in points: mean, low,
+    high (95 % interval), wins, pairs."""
+    return paired_difference(accuracies(name, row), accuracies(name, other))
+
+
+def by_teacher(name, row):
+    """The mean accuracy in percent of the students of each teacher."""
+    found = rows(name, row)
+    runs = sorted({x["run"] for x in found})
+    return [100 * np.mean([x["test_accuracy"] for x in found if x["run"] == run]) for run in runs]
+
+
+def gain_over_teachers(name):
+    """What distillation gains, in points. Students of one teacher have something in common, so the
+    interval is that of the teachers' means."""
+    return paired_difference(by_teacher(name, "distilled"), by_teacher(name, "baseline"))
+
+
+def won_pairs(name):
+    """In words: how many pairs the distilled student won."""
+    distilled, baseline = accuracies(name, "distilled"), accuracies(name, "baseline")
+    return f"{(distilled > baseline).sum()} of {len(baseline)}"
+
+
+def more_errors(name, row, other):
+    """How many more test errors the rows of one name make than those of another: mean, lowest and
+    highest."""
+    found = values(name, row, "test_errors") - values(name, other, "test_errors")
+    return found.mean(), found.min(), found.max()
+
+
+# %% Words
+
+
+def percent(share):
+    return f"{100 * share:.2f} %"
+
+
+def points(number):
+    return f"{round(number, 2) + 0.0:+.2f}".replace("-", "−")  # no -0.00
+
+
+def interval(found):
+    return f"{points(found.low)} to {points(found.high)}"
+
+
+def in_words(found):
+    return f"{points(found.mean)} ({interval(found)})"
+
+
+def won(found):
+    return f"{found.wins} of {found.pairs}"
+
+
+def table(header, lines, name=None, note=""):
+    """A table in Markdown, with what is to be said below it and the command that measured it."""
+    lines = ["| " + " | ".join(map(str, line)) + " |" for line in (header, *lines)]
+    lines.insert(1, "|" + "---|" * len(header))
+    if name:
+        content = read(name)
+        note += f" Measured by `{content['command']}` ({content['date']})."
+    return "\n".join(lines) + (f"\n\n{note.strip()}" if note else "")
+
+
+# %% Tables
+
+HEADLINE = {
+    "default": "MNIST, 1,000 labels (default)",
+    "all_labels": "MNIST, all 60,000 labels",
+    "digits": "embedded digits, 100 labels (no network)",
+}
+
+
+def headline():
+    lines = []
+    for name, title in HEADLINE.items():
+        teacher = np.mean(by_teacher(name, "teacher"))
+        baseline, distilled = (accuracies(name, x) for x in ("baseline", "distilled"))
+        networks = [f"{x:.2f} %" for x in (teacher, baseline.mean(), distilled.mean())]
+        lines.append([title, *networks, in_words(gain_over_teachers(name)), won_pairs(name)])
+    header = ["data, labels of the students", "teacher", "baseline", "distilled"]
+    header += ["gain, points (95 % interval)", "pairs won"]
+    commands = " ".join(HEADLINE)
+    note = "Means over five teachers with three pairs of students each; the interval is over the "
+    note += (
+        "teachers. Baseline: the student without a teacher. Gain: distilled minus baseline. Pairs "
+    )
+    note += "won: those in which the distilled student is more accurate. "
+    note += f"Measured by `python docs/measure.py {commands}` ({read('default')['date']})."
+    return table(header, lines, note=note)
+
+
+def teachers(name):
+    """Each teacher of the headline table with its three pairs."""
+    lines = []
+    columns = (by_teacher(name, x) for x in ("teacher", "baseline", "distilled"))
+    for run, (teacher, baseline, distilled) in enumerate(zip(*columns, strict=True)):
+        seed = read(name)["runs"][run]["config"]["teacher_seed"]
+        accuracy = [f"{x:.2f} %" for x in (teacher, baseline, distilled)]
+        lines.append([seed, *accuracy, points(distilled - baseline)])
+    header = ["teacher's seed", "teacher", "baselines", "distilled", "gain, points"]
+    return table(header, lines, name, "Means over three pairs.")
+
+
+def soft_targets(name="default"):
+    """What the teacher says of the four test images of which it is right but least sure."""
+    lines = []
+    for index, logits in read(name)["runs"][0]["soft_targets"].items():
+        for t in (1, 3):
+            probs = special.softmax(np.array(logits) / t)
+            cells = [f"**{p:.3f}**" if p == probs.max() else f"{p:.3f}" for p in probs]
+            digit = int(np.argmax(logits))
+            lines.append([f"{index}, {'an' if digit == 8 else 'a'} {digit}", t, *cells])
+    return table(["test image", "T", *range(10)], lines)
+
+
+def networks(name, compared, more=None, note=""):
+    """Networks with their accuracy and their gain over another: {network: other or None}. `more`
+    are columns {header: what is shown of a network}."""
+    lines = []
+    for network, other in compared.items():
+        found = accuracies(name, network)
+        line = [network, f"{found.mean():.2f} %"]
+        if other is None:
+            line += ["", "", ""]
+        else:
+            against = gain(name, network, other)
+            line += [other, in_words(against), won(against)]
+        lines.append(line + [show(network) for show in (more or {}).values()])
+    seeds = len(found)
+    header = ["network", "test accuracy", "against", "gain, points (95 % interval)", "seeds won"]
+    return table([*header, *(more or {})], lines, name, f"Means over {seeds} seeds. {note}".strip())
+
+
+def cells(name):
+    """The cells of a search: {labels, kind, batch_size, epochs, learning_rate, accuracy}."""
+    content, found = read(name), {}
+    for row in content["results"]:
+        if row["name"] != "teacher" or "teacher" in name:
+            labels = content["runs"][row["run"]]["config"].get("labels", "all")
+            cell = {"labels": labels, "kind": row["name"]}
+            cell |= {key: row[key] for key in ("batch_size", "epochs", "learning_rate")}
+            cell = found.setdefault(tuple(cell.values()), cell | {"accuracy": []})
+            cell["accuracy"].append(row["validation_accuracy"])
+    return list(found.values())
+
+
+def search(name):
+    """A search over settings: accuracy on validation images, the best of each student in bold."""
+    lines, best = {}, {}
+    for cell in cells(name):
+        of = cell["labels"], cell["kind"]
+        best[of] = max(best.get(of, 0), np.mean(cell["accuracy"]))
+    for cell in cells(name):
+        settings = cell["labels"], cell["batch_size"], cell["epochs"], f"{cell['learning_rate']:g}"
+        accuracy = np.mean(cell["accuracy"])
+        bold = accuracy == best[cell["labels"], cell["kind"]]
+        shown = f"**{percent(accuracy)}**" if bold else percent(accuracy)
+        lines.setdefault(settings, {})[cell["kind"]] = shown
+    kinds = [kind for kind in ("baseline", "distilled", "teacher") if kind in lines[settings]]
+    lines = [[*settings, *(shown[kind] for kind in kinds)] for settings, shown in lines.items()]
+    header = ["labels", "batch size", "epochs", "peak learning rate", *kinds]
+    images = read(name)["dataset"]["validation"]
+    return table(header, lines, name, f"Mean accuracy on {images:,} validation images.")
+
+
+def counts(name="limited_labels"):
+    """The numbers of labels that a run of script 16 compares."""
+    found = [re.fullmatch(r"baseline, (\d+) labels", row["name"]) for row in read(name)["results"]]
+    return list(dict.fromkeys(int(match[1]) for match in found if match))
+
+
+def limited_labels(name="limited_labels"):
+    """Accuracy and gain of script 16's students, for each number of labels."""
+    present = {row["name"] for row in read(name)["results"]}
+    lines = []
+    for count in counts(name):
+        baseline = f"baseline, {count} labels"
+        line = [f"{count:,}", percent(mean(name, baseline))]
+        for student in (f"distilled, {count} labels", f"transfer, {count} labels"):
+            line += ["", ""]
+            if student in present:
+                line[-2:] = percent(mean(name, student)), in_words(gain(name, student, baseline))
+        lines.append(line)
+    header = ["labels", "baseline", "distilled", "gain, points (95 % interval)"]
+    header += ["with unlabelled images too", "gain, points (95 % interval)"]
+    return table(header, lines, name, "Means over five seeds, on test images.")
+
+
+def fidelity(name="limited_labels"):
+    """How like the teacher script 16's students are, and how well calibrated."""
+    lines = []
+    for row in dict.fromkeys(x["name"] for x in read(name)["results"]):
+        keys = ("agreement", "kl", "ece", "nll")
+        agreement, kl, ece, nll = (mean(name, row, key) for key in keys)
+        lines.append([row, percent(agreement), f"{abs(kl):.3f}", percent(ece), f"{nll:.3f}"])
+    header = ["network", "same answer as the teacher", "KL to the teacher", "calibration error"]
+    return table([*header, "NLL"], lines, name, "Means over five seeds.")
+
+
+def constant():
+    """All labels: a constant rate against one cycle, in both students."""
+    lines = []
+    names = [f"{student}, 60000 labels" for student in ("baseline", "distilled")]
+    for name, schedule in (("constant", "constant, 1e-3"), ("limited_labels", "one cycle")):
+        epochs = sorted({int(rows(name, row)[0]["epochs"]) for row in names})
+        title = f"{schedule}, {' or '.join(map(str, epochs))} epochs"
+        shown = [percent(mean(name, row)) for row in names]
+        lines.append([title, *shown, in_words(gain(name, *reversed(names)))])
+    header = ["schedule", "baseline", "distilled", "gain, points (95 % interval)"]
+    return table(header, lines, "constant", "Means over five seeds.")
+
+
+def grid(labels):
+    """Accuracies of the grid in percent, on validation images: [seeds, temperatures, alphas]."""
+    [run] = read("grid")["runs"]
+    temperatures = dict.fromkeys(t for t, _ in run["cells"])
+    errors = np.array(run["grids"][str(labels)]["errors"])
+    return (100 - 100 * errors / run["validation"]).reshape(len(errors), len(temperatures), -1)
+
+
+def grid_gain(labels, pair, other):
+    """How much more accurate one pair (T, alpha) of the grid is than another, in points."""
+    cells = read("grid")["runs"][0]["cells"]
+    accuracy = grid(labels).reshape(-1, len(cells))
+    return paired_difference(*(accuracy[:, cells.index(list(x))] for x in (pair, other)))
+
+
+def chosen():
+    """Script advanced/knowledge_distillation.py: the pair that was chosen, and the default."""
+    lines = []
+    for labels, grid in read("grid")["runs"][0]["grids"].items():
+        names = [f"{name}, {labels} labels" for name in ("baseline", "default", "chosen")]
+        t, alpha = grid["chosen"]
+        line = [f"{int(labels):,}", f"T = {t:g}, alpha = {alpha:g}"]
+        line += [percent(mean("grid", name)) for name in names]
+        lines.append([*line, in_words(gain("grid", names[2], names[1]))])
+    header = ["labels", "chosen", "baseline", "default: T = 3, alpha = 0.5", "chosen pair"]
+    return table([*header, "chosen − default, points (95 % interval)"], lines, "grid")
+
+
+def controls():
+    """Each alternative to distillation: over the baseline, and how far distillation is ahead."""
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in read("controls")["results"]):
+        line = [name, percent(mean("controls", name))]
+        of_student = name not in ("teacher", "weak teacher")
+        for one, other in ((name, "baseline"), ("distilled", name)):
+            compared = of_student and one != other
+            line.append(in_words(gain("controls", one, other)) if compared else "")
+        if name == "alpha 1" and all(read("controls")["runs"][0]["alpha_1_is_baseline"]):
+            line[2] = "0: the same bits"
+        line.append(percent(mean("controls", name, "ece")))
+        lines.append(line)
+    header = ["network", "test accuracy", "gain over the baseline", "distilled is ahead by"]
+    note = "Gains in points with 95 % intervals, over five seeds."
+    return table([*header, "calibration error"], lines, "controls", note)
+
+
+def smoothing():
+    """The amounts of label smoothing that were tried."""
+    [run] = read("controls")["runs"]
+    lines = []
+    for amount, errors in run["smoothing_errors"].items():
+        errors_mean = f"{np.mean(errors):.0f}"
+        if float(amount) == run["smoothing"]:
+            errors_mean = f"**{errors_mean}**"
+        lines.append([amount, errors_mean, ", ".join(map(str, errors))])
+    note = f"Errors on {run['validation']:,} validation images; the chosen amount in bold."
+    return table(["smoothing", "mean", "each seed"], lines, "controls", note)
+
+
+def hinton():
+    """Test errors beside the paper's."""
+    paper = measure.load(measure.HINTON).PAPER
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in read("hinton")["results"]):
+        if "units" not in name:
+            errors = values("hinton", name, "test_errors")
+            added = values("hinton", name, "added_to_biases")
+            line = [name, f"{paper[name]:,}" if name in paper else ""]
+            line += [f"{errors.mean():,.0f}", f"{errors.min():,} to {errors.max():,}"]
+            line += [f"{mean('hinton', name, 'errors_on_threes'):.0f}"]
+            shown = f"{added.min():+.1f} to {added.max():+.1f}".replace("-", "−")
+            line.append(shown if added.any() else "")
+            lines.append(line)
+    header = ["network", "errors in the paper", "errors here, mean", "lowest to highest"]
+    header += ["of them on threes", "added to the biases"]
+    return table(header, lines, "hinton", "Of 10,000 test images, over five seeds.")
+
+
+def hinton_temperatures():
+    """Test errors of smaller students by temperature."""
+    found = {}
+    for name in dict.fromkeys(row["name"] for row in read("hinton")["results"]):
+        if match := re.fullmatch(r"(\d+) units at T = (\S+)", name):
+            errors = values("hinton", name, "test_errors")
+            cell = f"{errors.mean():.0f} ± {errors.std(ddof=1):.0f}"
+            found.setdefault(match[1], {})[match[2]] = cell
+    header = ["errors, mean ± sd", *(f"T = {t}" for t in next(iter(found.values())))]
+    lines = [[f"{units} units a layer", *cells.values()] for units, cells in found.items()]
+    return table(header, lines, "hinton")
+
+
+def hinton_search():
+    """The settings that were tried for script 25."""
+    lines = []
+    for row in read("hinton_tuning")["results"]:
+        dropout = " and ".join(f"{x:g}" for x in row["dropout"] or ())
+        alpha = "" if row["alpha"] is None else f"{row['alpha']:g}"
+        settings = [dropout, f"{row['learning_rate']:g}", row["epochs"], alpha]
+        lines.append([row["name"], *settings, ", ".join(map(str, row["errors"]))])
+    header = ["network", "dropout of the large net: inputs and hidden units", "peak rate", "epochs"]
+    note = (
+        "Errors on 10,000 validation images, one number a seed. A student is taught by the large "
+    )
+    note += "net above it or, of those further down, by the first."
+    return table([*header, "alpha", "errors"], lines, "hinton_tuning", note)
+
+
+def temperature():
+    """Gradient norms with and without T², and the distances from the limit of high T."""
+    [run] = read("temperature")["runs"]
+    titles = {
+        "with_t2_start": "gradient norm, untrained student, with T²",
+        "without_t2_start": "the same without T²",
+        "with_t2_end": "gradient norm, trained student, with T²",
+        "without_t2_end": "the same without T²",
+        "from_limit": "distance of the soft targets from their limit",
+        "from_matching": "distance of the gradient from logit matching",
+    }
+    header = ["", *(f"T = {t:g}" for t in run["temperatures"])]
+    lines = [[title, *(f"{x:.3g}" for x in run[key])] for key, title in titles.items()]
+    return table(header, lines, "temperature")
+
+
+# %% Code and flags
+
+
+def code(file, *names):
+    """Top-level functions or classes of a file, with their decorators."""
+    source = (ROOT / file).read_text()
+    found = []
+    for name in names:
+        [node] = [x for x in ast.parse(source).body if getattr(x, "name", None) == name]
+        first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+        found.append("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
+    return "```python\n" + "\n\n\n".join(found) + "\n```"
+
+
+def flags(file):
+    """The flags of a script, from the sentences below the fields of its Config."""
+    own, common = code(file, "Config"), code("examples/experiment.py", "CommonFlags")
+    pattern = r'^ {4}(\w+): (?:[^\n]*?|[^\n]*\[\n.*?\n {4}\]) = ([^\n]+)\n {4}"""(.*?)"""'
+    lines = []
+    for name, default, text in re.findall(pattern, own + "\n" + common, re.MULTILINE | re.DOTALL):
+        flag = ("--no-" if default == "True" else "--") + name.replace("_", "-")
+        shown = {"True": "on", "False": "off", "None": ""}.get(default, f"`{default}`")
+        lines.append([f"`{flag}`", shown, " ".join(text.split()).replace("<", "&lt;")])
+    return table(["flag", "default", "meaning"], lines)
+
+
+# %% Speed
+
+
+def measured_on(found):
+    return f"Measured by `{found['command']}` on {found['device']} ({found['date']})."
+
+
+def jobs():
+    """Whole jobs: seconds, ours against each, and what they reach."""
+    found, lines = read("compare")["jobs"], []
+    for who, job in found["runs"].items():
+        ratio = found["ratios"].get(f"ours ÷ {who}")
+        line = [who, f"{np.median(job['seconds']):.0f}", f"{ratio[0]:.2f}" if ratio else ""]
+        line.append(f"{job['peak_memory_gb']:.1f} GB")
+        for network in ("teacher", "distilled", "baseline"):
+            line.append(percent(np.mean([run[network] for run in job["accuracy"]])))
+        lines.append(line)
+    header = ["run", "seconds", "ours ÷ this", "peak memory", "teacher", "distilled", "baseline"]
+    return table(header, lines, note=measured_on(found))
+
+
+def steps():
+    """A step of ours in milliseconds, and against each peer: medians."""
+    found = read("compare")["steps"]
+    peers = [x for x in found["milliseconds"]["student step"] if x != "ours"]
+    lines = []
+    for case, times in found["milliseconds"].items():
+        if "ours" in times:
+            ratios = [found["ratios"].get(f"{case} ÷ {peer}") for peer in peers]
+            line = [case, f"{np.median(times['ours']):.1f}"]
+            lines.append(line + [f"{ratio[0]:.2f}" if ratio else "" for ratio in ratios])
+    header = ["batch of 128", "ours, milliseconds", *(f"ours ÷ {peer}" for peer in peers)]
+    note = f"Medians of {found['rounds']} rounds in turns."
+    return table(header, lines, note=f"{note} {measured_on(found)}")
+
+
+def slower_without(part, case, base):
+    """How many times as long a step takes in one case as in another: {network: median}."""
+    found = read("breakdown")[part]
+    step = {
+        network: [np.array(cases[x])[:, 0] for x in (case, base)]
+        for network, cases in found.items()
+    }
+    return {network: np.median(one / other) for network, (one, other) in step.items()}
+
+
+def measures():
+    """How many times as long a step takes without each measure."""
+    cases = {
+        "memory in huge pages, kept": (
+            "memory",
+            "as glibc comes",
+            "huge pages, and what is freed is kept",
+        ),
+        "`conv` in the first layer": ("conv", "as built in", "`conv`"),
+        "`max_pool`": ("jax", "`nnx.max_pool`", "as script 15"),
+        "the flag of XLA": ("jax", "XLA's own settings", "as script 15"),
+        "a device for each core": ("jax", "on one device", "as script 15"),
+    }
+    lines = []
+    for title, case in cases.items():
+        found = slower_without(*case)
+        lines.append([title, *(f"{found[x]:.2f}" for x in ("StudentCNN", "TeacherCNN"))])
+    header = ["without", "student's step takes", "teacher's step takes"]
+    note = "Times as long, medians of three processes in turns."
+    return table(header, lines, note=f"{note} {measured_on(read('breakdown'))}")
+
+
+def stacked():
+    """A student's step in a stack of students, against one alone."""
+    found = read("stacked")
+    single = np.array(found["steps"]["single"])
+    lines = []
+    for name, each in found["steps"].items():
+        ratio = np.median(np.array(each) / single)
+        lines.append([name, f"{np.median(each):.1f}", f"{ratio:.2f}"])
+    note = f"Medians of {len(single)} rounds in turns. {measured_on(found)}"
+    return table(["", "ms a student's step", "÷ single"], lines, note=note)
