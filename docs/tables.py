@@ -501,5 +501,5 @@ def stacked():
     for name, each in found["steps"].items():
         ratio = np.median(np.array(each) / single)
         lines.append([name, f"{np.median(each):.1f}", f"{ratio:.2f}"])
-    note = f"Medians of {len(single)} rounds in turns. {measured_on(found)}"
+    note = f"Medians of {len(single)} rounds in turns, also of the quotients. {measured_on(found)}"
     return table(["", "ms a student's step", "÷ single"], lines, note=note)

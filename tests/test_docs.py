@@ -85,7 +85,9 @@ def sentences(text):
     found = []
     for paragraph in re.split(r"\n\s*\n|\n *[-*] |\n *\d+\. ", text):
         lines = [
-            line for line in paragraph.splitlines() if not re.match(r"\||#|    |\*\*Contents", line)
+            line
+            for line in paragraph.splitlines()
+            if not re.match(r" *\||#|    |\*\*Contents", line)
         ]
         if lines and not paragraph.lstrip().startswith("**Contents"):
             found += re.split(r"(?<=[.!?:;])[\])*]*\s+", " ".join(lines))
