@@ -30,6 +30,11 @@ def read(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
+def names(name):
+    """The names of the rows, each once, in their order."""
+    return list(dict.fromkeys(row["name"] for row in read(name)["results"]))
+
+
 def rows(name, row):
     """The rows of one name, in order of their runs and seeds."""
     found = [x for x in read(name)["results"] if x["name"] == row]
@@ -52,8 +57,8 @@ def accuracies(name, row):
     KIND 2, ..."""
     if row.startswith("best of "):
         numbered = re.compile(re.escape(row.removeprefix("best of ")) + r" \d+")
-        names = {x["name"] for x in read(name)["results"] if numbered.fullmatch(x["name"])}
-        return np.max([accuracies(name, x) for x in sorted(names)], axis=0)
+        members = [x for x in names(name) if numbered.fullmatch(x)]
+        return np.max([accuracies(name, x) for x in members], axis=0)
     key = "test_accuracy"
     if row.startswith(("members of ", "all of ")):
         key = "members" if row.startswith("members of ") else "ensemble"
@@ -79,12 +84,6 @@ def gain_over_teachers(name):
     """What distillation gains, in points. Students of one teacher have something in common, so the
     interval is that of the teachers' means."""
     return paired_difference(by_teacher(name, "distilled"), by_teacher(name, "baseline"))
-
-
-def won_pairs(name):
-    """In words: how many pairs the distilled student won."""
-    distilled, baseline = accuracies(name, "distilled"), accuracies(name, "baseline")
-    return f"{(distilled > baseline).sum()} of {len(baseline)}"
 
 
 def more_errors(name, row, other):
@@ -142,7 +141,9 @@ def headline():
         teacher = np.mean(by_teacher(name, "teacher"))
         baseline, distilled = (accuracies(name, x) for x in ("baseline", "distilled"))
         networks = [f"{x:.2f} %" for x in (teacher, baseline.mean(), distilled.mean())]
-        lines.append([title, *networks, in_words(gain_over_teachers(name)), won_pairs(name)])
+        lines.append(
+            [title, *networks, in_words(gain_over_teachers(name)), won(gain(name, "distilled"))]
+        )
     header = ["data, labels of the students", "teacher", "baseline", "distilled"]
     header += ["gain, points (95 % interval)", "pairs won"]
     commands = " ".join(HEADLINE)
@@ -231,13 +232,13 @@ def search(name):
 
 def counts(name="limited_labels"):
     """The numbers of labels that a run of script 16 compares."""
-    found = [re.fullmatch(r"baseline, (\d+) labels", row["name"]) for row in read(name)["results"]]
-    return list(dict.fromkeys(int(match[1]) for match in found if match))
+    found = [re.fullmatch(r"baseline, (\d+) labels", row) for row in names(name)]
+    return [int(match[1]) for match in found if match]
 
 
 def limited_labels(name="limited_labels"):
     """Accuracy and gain of script 16's students, for each number of labels."""
-    present = {row["name"] for row in read(name)["results"]}
+    present = names(name)
     lines = []
     for count in counts(name):
         baseline = f"baseline, {count} labels"
@@ -255,7 +256,7 @@ def limited_labels(name="limited_labels"):
 def fidelity(name="limited_labels"):
     """How like the teacher script 16's students are, and how well calibrated."""
     lines = []
-    for row in dict.fromkeys(x["name"] for x in read(name)["results"]):
+    for row in names(name):
         keys = ("agreement", "kl", "ece", "nll")
         agreement, kl, ece, nll = (mean(name, row, key) for key in keys)
         lines.append([row, percent(agreement), f"{abs(kl):.3f}", percent(ece), f"{nll:.3f}"])
@@ -266,12 +267,12 @@ def fidelity(name="limited_labels"):
 def constant():
     """All labels: a constant rate against one cycle, in both students."""
     lines = []
-    names = [f"{student}, 60000 labels" for student in ("baseline", "distilled")]
+    students = [f"{student}, 60000 labels" for student in ("baseline", "distilled")]
     for name, schedule in (("constant", "constant, 1e-3"), ("limited_labels", "one cycle")):
-        epochs = sorted({int(rows(name, row)[0]["epochs"]) for row in names})
+        epochs = sorted({int(rows(name, row)[0]["epochs"]) for row in students})
         title = f"{schedule}, {' or '.join(map(str, epochs))} epochs"
-        shown = [percent(mean(name, row)) for row in names]
-        lines.append([title, *shown, in_words(gain(name, *reversed(names)))])
+        shown = [percent(mean(name, row)) for row in students]
+        lines.append([title, *shown, in_words(gain(name, *reversed(students)))])
     header = ["schedule", "baseline", "distilled", "gain, points (95 % interval)"]
     return table(header, lines, "constant", "Means over five seeds.")
 
@@ -294,12 +295,12 @@ def grid_gain(labels, pair, other):
 def chosen():
     """Script advanced/knowledge_distillation.py: the pair that was chosen, and the default."""
     lines = []
-    for labels, grid in read("grid")["runs"][0]["grids"].items():
-        names = [f"{name}, {labels} labels" for name in ("baseline", "default", "chosen")]
-        t, alpha = grid["chosen"]
+    for labels, found in read("grid")["runs"][0]["grids"].items():
+        compared = [f"{name}, {labels} labels" for name in ("baseline", "default", "chosen")]
+        t, alpha = found["chosen"]
         line = [f"{int(labels):,}", f"T = {t:g}, alpha = {alpha:g}"]
-        line += [percent(mean("grid", name)) for name in names]
-        lines.append([*line, in_words(gain("grid", names[2], names[1]))])
+        line += [percent(mean("grid", name)) for name in compared]
+        lines.append([*line, in_words(gain("grid", compared[2], compared[1]))])
     header = ["labels", "chosen", "baseline", "default: T = 3, alpha = 0.5", "chosen pair"]
     return table([*header, "chosen − default, points (95 % interval)"], lines, "grid")
 
@@ -307,7 +308,7 @@ def chosen():
 def controls():
     """Each alternative to distillation: over the baseline, and how far distillation is ahead."""
     lines = []
-    for name in dict.fromkeys(row["name"] for row in read("controls")["results"]):
+    for name in names("controls"):
         line = [name, percent(mean("controls", name))]
         of_student = name not in ("teacher", "weak teacher")
         for one, other in ((name, "baseline"), ("distilled", name)):
@@ -339,7 +340,7 @@ def hinton():
     """Test errors beside the paper's."""
     paper = measure.load(measure.HINTON).PAPER
     lines = []
-    for name in dict.fromkeys(row["name"] for row in read("hinton")["results"]):
+    for name in names("hinton"):
         if "units" not in name:
             errors = values("hinton", name, "test_errors")
             added = values("hinton", name, "added_to_biases")
@@ -357,7 +358,7 @@ def hinton():
 def hinton_temperatures():
     """Test errors of smaller students by temperature."""
     found = {}
-    for name in dict.fromkeys(row["name"] for row in read("hinton")["results"]):
+    for name in names("hinton"):
         if match := re.fullmatch(r"(\d+) units at T = (\S+)", name):
             errors = values("hinton", name, "test_errors")
             cell = f"{errors.mean():.0f} ± {errors.std(ddof=1):.0f}"

@@ -113,9 +113,10 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
     data = hold_out(data, holdout)
     if quick:
         first = slice(2000)
-        _check_mixed(data.classes, data.train.take(first), "--quick: the first training images")
-        _check_mixed(data.classes, data.test.take(first), "--quick: the first test images")
+        classes = data.classes  # of all images
         data = data._replace(train=data.train.take(first), test=data.test.take(first))
+        _check_mixed(classes, data.train, "--quick: the first training images")
+        _check_mixed(classes, data.test, "--quick: the first test images")
     return data
 
 

@@ -28,7 +28,6 @@ from tables import (
     read,
     values,
     won,
-    won_pairs,
 )
 from utils import paired_difference
 
@@ -66,7 +65,10 @@ CLAIMS = {
             "distilled student is ahead by {} points (95 % interval {}).",
             lambda: in_parts(gain_over_teachers("default")),
         ),
-        ("labels the distilled student won {} pairs. - **All", lambda: won_pairs("default")),
+        (
+            "labels the distilled student won {} pairs. - **All",
+            lambda: won(gain("default", "distilled")),
+        ),
         (
             "60,000 labels the gain is {} points ({}). - **The digits,",
             lambda: in_parts(gain_over_teachers("all_labels")),
