@@ -92,21 +92,21 @@ EXPERIMENTS["tuning"] = search(
     + cells("all", (3, 4, 6), ("1e-2", "2e-2", "4e-2"), 2),
 )
 # For few labels the epochs of script 15's rule, and twice as many.
-RATES = ("1e-2", "3e-2", "8e-2")
+RATES_OF_FEW = ("1e-2", "3e-2", "8e-2")
 EXPERIMENTS["limited_tuning"] = search(
     "limited_tuning",
     f"{DISTIL} {HELD_OUT} --teacher-seed 3",
-    cells(100, (274, 548), RATES, 4)
-    + cells(250, (150, 300), RATES, 4)
-    + cells(1000, (60, 120), RATES, 2)
-    + cells(5000, (21,), RATES, 2),
+    cells(100, (274, 548), RATES_OF_FEW, 4)
+    + cells(250, (150, 300), RATES_OF_FEW, 4)
+    + cells(1000, (60, 120), RATES_OF_FEW, 2)
+    + cells(5000, (21,), RATES_OF_FEW, 2),
 )
-RATES = ("2.5e-3", "5e-3", "1e-2", "2e-2")
+RATES_OF_DIGITS = ("2.5e-3", "5e-3", "1e-2", "2e-2")
 EXPERIMENTS["digits_tuning"] = search(
     "digits_tuning",
     f"{DISTIL} --dataset digits --holdout 297",
-    [f"--batch-size 32 {flags}" for flags in cells(100, (30, 60, 120), RATES, 8)]
-    + [f"--batch-size 100 {flags}" for flags in cells(100, (180,), RATES, 8)],
+    [f"--batch-size 32 {flags}" for flags in cells(100, (30, 60, 120), RATES_OF_DIGITS, 8)]
+    + [f"--batch-size 100 {flags}" for flags in cells(100, (180,), RATES_OF_DIGITS, 8)],
 )
 TEACHER = "examples/13_teacher_training.py --seeds 2"
 EXPERIMENTS["teacher_tuning"] = [f"{TEACHER} {HELD_OUT} --epochs {n}" for n in (2, 3)]
@@ -114,9 +114,11 @@ EXPERIMENTS["digits_teacher_tuning"] = [
     f"{TEACHER} --dataset digits --holdout 297 --epochs {n}" for n in (4, 8, 16)
 ]
 
-# Whose figure a page shows.
-FIGURES = ["default", "grid", "temperature", "ensemble", "self", "online", "cross_modal"]
-FIGURES += ["limited_labels", "controls", "hinton"]
+# What pages show of the first command of an experiment: {experiment: {picture: file of the run}}.
+WITH_FIGURE = ("default", "grid", "temperature", "ensemble", "self", "online", "cross_modal")
+WITH_FIGURE += ("limited_labels", "controls", "hinton")
+FIGURES = {name: {f"{name}.png": "figure.png"} for name in WITH_FIGURE}
+FIGURES["default"]["soft_targets.png"] = "soft_targets.png"
 
 # %% Running them
 
@@ -174,16 +176,16 @@ def measure(name):
         del report["script"]
         runs.append({"command": f"python {command}", **report})
         print(f"{number + 1} of {len(EXPERIMENTS[name])}: {command}", flush=True)
-    write(name, {**shared, "runs": runs, "results": results}, name in FIGURES)
+    write(name, {**shared, "runs": runs, "results": results})
 
 
-def write(name, content, figure=False):
-    """Writes the JSON, and keeps the figure of the first command beside it."""
+def write(name, content):
+    """Writes the JSON, and keeps the pictures that belong to it beside it."""
     head = {"command": f"python docs/measure.py {name}", "date": str(datetime.date.today())}
-    if figure:
-        png = (ROOT / RUNS / name / "0" / "figure.png").read_bytes()
-        write_whole(RESULTS / f"{name}.png", png)
-        head["figure_sha256"] = hashlib.sha256(png).hexdigest()
+    for picture, file in FIGURES.get(name, {}).items():
+        png = (ROOT / RUNS / name / "0" / file).read_bytes()
+        write_whole(RESULTS / picture, png)
+        head.setdefault("figures", {})[picture] = hashlib.sha256(png).hexdigest()
     text = json.dumps(head | content, indent=1, ensure_ascii=False) + "\n"
     write_whole(RESULTS / f"{name}.json", text.encode())
 

@@ -10,18 +10,12 @@ Numbers in sentences are plain text; tests/test_claims.py holds them against the
 import ast
 import json
 import re
-import sys
-from pathlib import Path
 
+import measure  # which finds the scripts' modules
 import numpy as np
+from measure import RESULTS, ROOT
 from scipy import special
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
-sys.path.insert(0, str(ROOT / "examples"))
-
-import measure  # noqa: E402
-from utils import paired_difference  # noqa: E402
+from utils import paired_difference
 
 # %% Numbers
 
@@ -54,10 +48,11 @@ def mean(name, row, key="test_accuracy"):
 def accuracies(name, row):
     """Accuracies in percent, a number a seed. Of a group of networks "members of GROUP" is the mean
     of its members, "all of GROUP" their ensemble; "best of KIND" is the best of the rows KIND 1,
-    KIND 2, ..."""
+    KIND 2, ..., and "best of ROW and KIND" of one more."""
     if row.startswith("best of "):
-        numbered = re.compile(re.escape(row.removeprefix("best of ")) + r" \d+")
-        members = [x for x in names(name) if numbered.fullmatch(x)]
+        kinds = row.removeprefix("best of ").split(" and ")
+        member = re.compile("|".join(rf"{re.escape(kind)}( \d+)?" for kind in kinds))
+        members = [x for x in names(name) if member.fullmatch(x)]
         return np.max([accuracies(name, x) for x in members], axis=0)
     key = "test_accuracy"
     if row.startswith(("members of ", "all of ")):

@@ -27,6 +27,7 @@ from typing import Annotated, Literal
 
 import experiment
 import jax.numpy as jnp
+import numpy as np
 import optax
 import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
@@ -191,7 +192,11 @@ def main(config):
         run.add_row("teacher", teacher, logits)
 
     run.measure_inference("teacher", teacher)
-    figure, soft_targets = plots.draw_run(run.rows, data, logits)
+    soft_figure, soft_targets = plots.draw_soft_targets(data, logits)
+    run.save_figure(soft_figure, "soft_targets.png")
+    errors = 100 - np.mean(run.accuracies("teacher"))
+    title = f"The teacher ends with {errors:.2f} % {data.scored_on} errors"
+    figure = plots.draw_epochs(run.rows, data, title)
     summary = {"To take it over": f"--teacher {config.output_dir}"}
     return run.finish(figure, summary, soft_targets=soft_targets)
 

@@ -408,7 +408,12 @@ def main(config):
 
     run.measure_inference("teacher", teacher)
     run.measure_inference("distilled", distilled)
-    figure, soft_targets = plots.draw_run(run.rows, data, teacher_logits)
+    soft_figure, soft_targets = plots.draw_soft_targets(data, teacher_logits)
+    run.save_figure(soft_figure, "soft_targets.png")
+    errors = 100 - np.mean(run.accuracies("distilled"))
+    baseline_errors = 100 - np.mean(run.accuracies("baseline"))
+    title = f"Distilled students make {errors / baseline_errors:.2f} times the baselines' errors"
+    figure = plots.draw_epochs(run.rows, data, title)
     gain = run.compare("distilled", "baseline")
     if config.seeds == 1:  # could this pair's difference be chance, on these images?
         gain = f"{gain}, McNemar's p = {p_value:.1g}"

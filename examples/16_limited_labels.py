@@ -12,8 +12,8 @@ there are three: a baseline that learns from the labels alone, a distilled one t
 teacher's soft targets too, and one that gets soft targets for images without labels as well, where
 there are enough of those. Each is trained with several seeds. Baseline and distilled student have a
 recipe of their own, that of the nearest number of labels for which one was searched, with equally
-many trials; the third takes the distilled one's. They are compared by accuracy and, in the figure,
-by likeness to the teacher and by calibration: is a student as sure as it may be?
+many trials; the third takes the distilled one's. They are compared by accuracy, by likeness to the
+teacher and by calibration: is a student as sure as it may be?
 
     python examples/16_limited_labels.py                    # 3 seeds: 10 to 45 minutes
     python examples/16_limited_labels.py --labels 500 all   # these numbers of labels alone
@@ -34,11 +34,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
 from matplotlib.figure import Figure
-from plots import COLOURS
 from utils import (
     batches,
     check_batch_size,
@@ -466,77 +466,54 @@ def make_plan(config, data, run):
 
 
 # %% Figure
-# Over the number of labels: errors, the gain over the baseline, and how much like its teacher and
-# how well calibrated a student is.
+# The errors of each kind of student over the number of labels, and the teacher's.
 
 KIND_COLOURS = {
-    "baseline": COLOURS["baseline"],
-    "distilled": COLOURS["distilled"],
+    "baseline": plots.COLOURS["baseline"],
+    "distilled": plots.COLOURS["distilled"],
     "transfer": "tab:green",
 }
 
 
 def draw(run, counts):
-    """Draws the figure of a run with these numbers of labels."""
-    scored_on = run.data.scored_on
-    figure = Figure(figsize=(13, 9), layout="constrained")
-    (errors, gains), (agreements, calibrations) = figure.subplots(2, 2)
+    """Draws the figure of a run with these numbers of labels: a point for each seed, a line through
+    the means, and a dashed line for the teacher."""
+    figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for kind, colour in KIND_COLOURS.items():
+        known = [count for count in counts if run.accuracies(name_of(kind, count))]
+        means = []
+        for count in known:
+            errors = plots.to_errors(run.accuracies(name_of(kind, count)), run.data)
+            axes.plot([count] * len(errors), errors, "o", color=colour, alpha=0.5)
+            means.append(errors.mean())
+        if known:
+            axes.plot(known, means, color=colour, label=kind)
+    [teacher_errors] = plots.to_errors(run.accuracies("teacher"), run.data)
+    axes.axhline(teacher_errors, color=plots.COLOURS["teacher"], linestyle="--", label="teacher")
 
-    one_error = 100 / len(run.data.test.label)  # in percent
-    draw_over_labels(errors, run, counts, f"{scored_on}_errors", one_error)
-    errors.set(title=f"{scored_on} errors, %", yscale="log")
-    draw_gains_over_labels(gains, run, counts)
-    gains.set(title="gain over the baseline, points (bars: 95 % intervals)")
-    draw_over_labels(agreements, run, counts, "agreement", 100)
-    agreements.set(title="same answer as the teacher, %")
-    draw_over_labels(calibrations, run, counts, "ece", 100)
-    calibrations.set(title="expected calibration error, %")
-
-    for axes in (errors, gains, agreements, calibrations):
-        axes.set(xlabel="labels", xscale="log")
-        axes.set_xticks(counts, labels=[f"{count:,}" for count in counts])
-        axes.minorticks_off()
-        axes.legend()
+    axes.set(xlabel="labels", ylabel=f"{run.data.scored_on} errors, %", xscale="log", yscale="log")
+    axes.set_xticks(counts, labels=[f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    plots.write_out_numbers(axes.yaxis)
+    axes.set_title(say_where_distillation_pays(run, counts))
+    axes.legend()
     return figure
 
 
-def draw_over_labels(axes, run, counts, key, scale):
-    """Draws what the rows hold under a key, times `scale`: a point for each seed, a line through
-    the means, and a dashed line for the teacher."""
-    for kind, colour in KIND_COLOURS.items():
-        known = [count for count in counts if run.values(name_of(kind, count), key)]
-        means = []
-        for count in known:
-            values = scale * np.array(run.values(name_of(kind, count), key))
-            axes.plot([count] * len(values), values, ".", color=colour)
-            means.append(values.mean())
-        if known:
-            axes.plot(known, means, color=colour, label=kind)
-    [teacher] = run.values("teacher", key)
-    axes.axhline(scale * teacher, color=COLOURS["teacher"], linestyle="--", label="teacher")
-
-
-def draw_gains_over_labels(axes, run, counts):
-    """Draws the mean gains over the baseline of the same seeds, with their 95 % intervals."""
-    for kind in ("distilled", "transfer"):
-        known = [count for count in counts if run.accuracies(name_of(kind, count))]
-        gains = []
-        for count in known:
-            baseline = run.accuracies(name_of("baseline", count))
-            gains.append(paired_difference(run.accuracies(name_of(kind, count)), baseline))
-        if known:
-            means = [gain.mean for gain in gains]
-            half_intervals = [gain.high - gain.mean for gain in gains]
-            axes.errorbar(
-                known,
-                means,
-                half_intervals,
-                fmt="o-",
-                capsize=3,
-                color=KIND_COLOURS[kind],
-                label=kind,
-            )
-    axes.axhline(0, color=COLOURS["baseline"], linestyle="--")
+def say_where_distillation_pays(run, counts):
+    """The figure's message: with how many labels the distilled students beat the baselines."""
+    if len(run.accuracies(name_of("baseline", counts[0]))) == 1:
+        return "Errors of one student of each kind"
+    pays = []
+    for count in counts:
+        distilled = run.accuracies(name_of("distilled", count))
+        baseline = run.accuracies(name_of("baseline", count))
+        if paired_difference(distilled, baseline).low > 0:
+            pays.append(f"{count:,}")
+    if not pays:
+        return "Distilled students and baselines: no difference found"
+    return f"Distilled students beat baselines with {', '.join(pays)} labels"
 
 
 # %% Main

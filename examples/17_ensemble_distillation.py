@@ -35,7 +35,6 @@ import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
-from matplotlib.figure import Figure
 from utils import (
     Split,
     batches,
@@ -561,39 +560,16 @@ def add_student_rows(students, ensemble_logits, run):
             row["mcnemar_p"] = p_value
 
 
-def draw(run, teacher_logits, temperature):
-    """Both means of the teachers, logits [K, N, C], for the test image on which they differ most,
-    and the accuracies of all networks, every seed a point."""
-    test = run.data.test
-    scored_on = run.data.scored_on
-    classes = np.arange(teacher_logits.shape[-1])
-    of_probabilities = mean_distribution(teacher_logits, temperature, "probabilities")
-    of_logits = mean_distribution(teacher_logits, temperature, "logits")
-    i = int(np.abs(of_probabilities - of_logits).sum(-1).argmax())
-
-    figure = Figure(figsize=(15, 5), layout="constrained")
-    picture, bars, dots = figure.subplots(1, 3, width_ratios=(3, 6, 5))
-    picture.imshow(test.image[i, :, :, 0], cmap="gray_r")
-    title = f"{scored_on} image {test.index[i]}, a {test.label[i]}"
-    picture.set(title=title, xticks=[], yticks=[])
-
-    bars.bar(classes - 0.2, of_probabilities[i], 0.4, color="0.8", label="mean probabilities")
-    bars.bar(classes + 0.2, of_logits[i], 0.4, color="0.4", label="mean logits")
-    for k, probs in enumerate(jax.nn.softmax(teacher_logits[:, i] / temperature), 1):
-        bars.plot(probs, "_", markersize=22, markeredgewidth=2, label=f"teacher {k}")
-    bars.set(xlabel=f"class (T = {temperature:g})", ylabel="probability", xticks=classes)
-    bars.legend(title="soft targets of")
-
+def draw(run, teachers):
+    """The gains of students, teachers and their ensembles over the baseline."""
     names = list(dict.fromkeys(row["name"] for row in run.rows))
-    for y, name in enumerate(names):
-        kind = "distilled" if name.startswith("student") else "teacher"
-        colour = plots.COLOURS["baseline" if name == "baseline" else kind]
-        accuracies = run.accuracies(name)
-        dots.plot(accuracies, [y] * len(accuracies), "o", color=colour, alpha=0.5)
-        dots.plot(np.mean(accuracies), y, "|", color=colour, markersize=18, markeredgewidth=2)
-    dots.set(title=f"{scored_on} accuracy, %", yticks=range(len(names)), yticklabels=names)
-    dots.set(ylim=(len(names) - 0.5, -0.5))
-    return figure
+    of_all, of_one = "student, mean probabilities", "student of one teacher"
+    title = plots.title_of_gain(
+        f"Students of {teachers} teachers", "students of one",
+        run.accuracies(of_all), run.accuracies(of_one),
+    )  # fmt: skip
+    colours = {name: plots.COLOURS["teacher"] for name in names if name.startswith("ensemble")}
+    return plots.draw_gains({name: run.accuracies(name) for name in names}, title, colours=colours)
 
 
 def summarize_ensembles(run, config, inference_seconds):
@@ -624,7 +600,7 @@ def summarize_ensembles(run, config, inference_seconds):
 
 # %% Main
 # In each repetition the teachers are trained first, then the students. With several repetitions the
-# figure's soft targets and the seconds of inference are those of the last.
+# seconds of inference are those of the last.
 
 
 def main(config):
@@ -655,7 +631,7 @@ def main(config):
     }
     images = 250 if config.quick else 1000
     inference_seconds = measure_inference_seconds(networks, data.test, images)
-    figure = draw(run, test_logits, config.temperature)
+    figure = draw(run, config.teachers)
     summary = summarize_ensembles(run, config, inference_seconds)
     return run.finish(figure, summary, inference_seconds=inference_seconds)
 

@@ -35,7 +35,6 @@ import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
-from matplotlib.figure import Figure
 from utils import batches, check_batch_size, count_params, predict, predict_by_index, take_labels
 
 
@@ -569,66 +568,21 @@ def measure_exits(network, split, turns=30):
 
 
 # %% Figure
-# Generations beside their twins, exits by their time, and what the teachers say of the labelled
-# image of which the baseline is least sure.
+# Every network of one exit against the baseline. Twins and their ensemble have its colour: they
+# learned from labels alone, too.
 
 
-def draw(run, generations, exit_milliseconds, labelled, teacher_logits):
-    """The figure: accuracies are means over the seeds, the image is one of the last seed's."""
-    figure = Figure(figsize=(18, 5.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    draw_generations(left, run, generations)
-    draw_exits(middle, run, exit_milliseconds)
-    draw_least_sure_image(right, labelled, teacher_logits)
-    for axes in (left, middle, right):
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
-    return figure
-
-
-def draw_generations(axes, run, generations):
-    """Accuracies of generations, twins, their ensembles and the controls, means over the seeds."""
-    for kind, colour in (("generation", "distilled"), ("twin", "baseline")):
-        names = ["baseline"]
-        for k in range(1, generations + 1):
-            names.append(f"{kind} {k}")
-        accuracies = [np.mean(run.accuracies(name)) for name in names]
-        ensemble = np.mean(run.accuracies(f"ensemble of {kind}s"))
-        color = plots.COLOURS[colour]
-        axes.plot(accuracies, "o-", color=color, label=f"{kind}s")
-        axes.axhline(ensemble, color=color, linestyle="--", label=f"all {kind}s together")
-        for x, name in enumerate(names):
-            points = run.accuracies(name)  # one a seed
-            axes.plot([x] * len(points), points, ".", color=color, alpha=0.4)
-    for name, marker in (("self-distilled", "*"), ("confidence-weighted", "^"), ("permuted", "x")):
-        axes.plot(1, np.mean(run.accuracies(name)), f"k{marker}", label=name)
-    axes.set(title="Generations", xlabel="generation", ylabel="accuracy, %")
-    axes.set_xticks(range(generations + 1))
-
-
-def draw_exits(axes, run, exit_milliseconds):
-    """Accuracies of the exits by the time that they take, means over the seeds."""
-    only_last = np.mean(run.accuracies("last exit only: exit 3"))
-    axes.plot(exit_milliseconds[-1], only_last, "ko", label="last exit only")
-    for name, color in (("exits on labels", "baseline"), ("exits self-taught", "distilled")):
-        accuracies = [np.mean(run.accuracies(f"{name}: exit {k}")) for k in (1, 2, 3)]
-        axes.plot(exit_milliseconds, accuracies, "o-", color=plots.COLOURS[color], label=name)
-    axes.set(title="Exits of one network", xlabel="ms for 1,000 images", ylabel="accuracy, %")
-
-
-def draw_least_sure_image(axes, labelled, teacher_logits):
-    """The teachers' probabilities for the labelled image of which the baseline is least sure."""
-    confidence = jax.nn.softmax(teacher_logits["baseline"][labelled.index]).max(-1)
-    i = int(confidence.argmin())
-    index, label = labelled.index[i], labelled.label[i]
-    width = 0.8 / len(teacher_logits)
-    for place, (name, logits) in enumerate(teacher_logits.items()):
-        probs = jax.nn.softmax(logits[index])
-        x = np.arange(len(probs)) + place * width - 0.4
-        axes.bar(x, probs, width, align="edge", label=name)
-    picture = axes.inset_axes((0.02, 0.72, 0.2, 0.26), xticks=[], yticks=[])
-    picture.imshow(labelled.image[i, :, :, 0], cmap="gray_r")
-    axes.set(title=f"Probabilities for training image {index}, a {label}", xticks=range(len(probs)))
-    axes.set(yscale="log", ylim=(1e-8, 1e3), ylabel="probability")
+def draw(run, generations):
+    """The gains over the baseline."""
+    networks = dict.fromkeys(row["name"] for row in run.rows)
+    accuracies = {name: run.accuracies(name) for name in networks if "exit" not in name}
+    colours = {name: plots.COLOURS["baseline"] for name in accuracies if "twin" in name}
+    mean_of = {}  # of all generations, of all twins: an accuracy for each seed
+    for kind in ("generation", "twin"):
+        of_kind = [accuracies[f"{kind} {k}"] for k in range(1, generations + 1)]
+        mean_of[kind] = np.mean(of_kind, axis=0)
+    title = plots.title_of_gain("Generations", "twins", mean_of["generation"], mean_of["twin"])
+    return plots.draw_gains(accuracies, title, colours=colours)
 
 
 # %% Main
@@ -666,7 +620,7 @@ def main(config):
     times = [f"exit {k} {x:.1f} ms" for k, x in enumerate(exit_milliseconds, 1)]
     summary["Inference of self-taught exits, 1,000 images"] = ", ".join(times)
 
-    figure = draw(run, config.generations, exit_milliseconds, labelled, teacher_logits)
+    figure = draw(run, config.generations)
     return run.finish(
         figure,
         summary,

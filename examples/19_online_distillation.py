@@ -31,7 +31,6 @@ import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
-from matplotlib.figure import Figure
 from utils import (
     batches,
     check_batch_size,
@@ -514,11 +513,15 @@ def add_clocks(rows, scored_on):
                 break
 
 
+def member_means(name, run):
+    """A group's accuracy in percent for each seed: the mean over its members, since which peer is
+    the first is chance."""
+    return [100 * np.mean(members) for members in run.values(name, "members")]
+
+
 def compare_groups(name, other, run):
-    """In words: how much more accurate the members of one group are than those of another. Of each
-    seed the mean over the members counts, since which peer is the first is chance."""
-    accuracies = [100 * np.mean(members) for members in run.values(name, "members")]
-    other_accuracies = [100 * np.mean(members) for members in run.values(other, "members")]
+    """In words: how much more accurate the members of one group are than those of another."""
+    accuracies, other_accuracies = member_means(name, run), member_means(other, run)
     if len(accuracies) == 1:
         return f"{accuracies[0] - other_accuracies[0]:+.2f} points (one seed)"
     gain = paired_difference(accuracies, other_accuracies)
@@ -527,58 +530,26 @@ def compare_groups(name, other, run):
 
 
 # %% Figure
-# Left: accuracy by the clock, of a group that of its first peer, its ensemble's as a diamond.
-# Right: the distance to those whom a network follows. Lines are means over the seeds.
-
-LINE_COLOURS = {
-    "offline student": plots.COLOURS["distilled"],
-    "online student": "tab:green",
-    "baseline": plots.COLOURS["baseline"],
-    "longer baseline": "tab:brown",
-    "2 baselines apart": "tab:pink",
-    "2 mutual peers": "tab:red",
-    "4 baselines apart": "tab:olive",
-    "4 mutual peers": "tab:purple",
-}
-FOLLOWERS = ("offline student", "online student", "2 mutual peers", "4 mutual peers")
+# Every network and every group against the baseline. What learned from labels alone has its colour.
 
 
-def draw(rows, data):
-    """The figure, of rows of one or several seeds."""
-    figure = Figure(figsize=(14, 5.5), layout="constrained")
-    race, distance = figure.subplots(1, 2)
-    for name, colour in LINE_COLOURS.items():
-        rows_of_name = [row for row in rows if row["name"] == name]  # one a seed
-        if not rows_of_name:  # groups of 4 with --quick
-            continue
-        clocks = [row["clock"] for row in rows_of_name]
-        mean_clock = np.mean(clocks, axis=0).reshape(-1, 2)
-        race.plot(mean_clock[:, 0], mean_clock[:, 1], ".-", color=colour, label=name)
-        for row in rows_of_name:
-            if "ensemble" in row:
-                race.plot(row["seconds_to_end"], row["ensemble"], "D", color=colour)
-        if name in FOLLOWERS:
-            soft_losses = []  # [seeds, epochs]
-            for row in rows_of_name:
-                soft_losses.append([np.mean(record["soft_loss"]) for record in row["history"]])
-            mean_soft_loss = np.mean(soft_losses, axis=0)
-            epochs = range(1, len(mean_soft_loss) + 1)
-            distance.plot(epochs, mean_soft_loss, color=colour)
-
-    offline = [row for row in rows if row["name"] == "offline student"]
-    begins = [row["seconds_to_end"] - sum(row["epoch_seconds"]) for row in offline]
-    label = "offline: its teacher is being trained"
-    race.axvspan(0, np.mean(begins), color="0.9", label=label)
-    accuracies = [row[f"{data.scored_on}_accuracy"] for row in rows]
-    race.set(
-        title="Of a group its first peer; diamonds: ensembles",
-        xlabel="seconds of training", ylabel=f"{data.scored_on} accuracy",
-        ylim=(min(accuracies) - 0.02, None),
-    )  # fmt: skip
-    title = "Distance to those whom it follows, at its own temperature"
-    distance.set(title=title, xlabel="epoch", ylabel="soft loss", yscale="log")
-    figure.legend(loc="outside right center")
-    return figure
+def draw(run):
+    """The gains over the baseline, a group's as the mean over its members and as their ensemble."""
+    accuracies = {}
+    colours = {}
+    for name in dict.fromkeys(row["name"] for row in run.rows):
+        accuracies[name] = run.accuracies(name)
+        colours[name] = plots.colour_of(name.split()[-1])  # "online teacher": as a teacher
+        if "peers" in name or "apart" in name:
+            accuracies[name] = member_means(name, run)
+            ensemble = f"ensemble of {name}"
+            accuracies[ensemble] = 100 * np.array(run.values(name, "ensemble"))
+        if "baseline" in name:
+            colours[name] = plots.COLOURS["baseline"]
+            colours[f"ensemble of {name}"] = plots.COLOURS["baseline"]
+    mutual, apart = "2 mutual peers", "2 baselines apart"
+    title = plots.title_of_gain(mutual, apart, accuracies[mutual], accuracies[apart])
+    return plots.draw_gains(accuracies, title, colours=colours)
 
 
 # %% Main
@@ -687,7 +658,7 @@ def main(config):
         for name in (f"{size} baselines apart", f"{size} mutual peers"):
             accuracy = 100 * np.mean(run.values(name, "ensemble"))
             summary[f"Ensemble of {name}"] = f"{accuracy:.2f} %"
-    return run.finish(draw(run.rows, data), summary)
+    return run.finish(draw(run), summary)
 
 
 if __name__ == "__main__":

@@ -694,53 +694,48 @@ def text_teacher_recipe(config, seed, labels):
 
 
 # %% Figure
-# Captions of the first seed with their images, what the aligned encoders find alike, and how much
-# wrong captions cost.
+# How much wrong captions cost the students of both kinds.
 
 
-def draw(run, config, cosines_of_seeds):
-    """The figure of a run, from the zero-shot cosines [N, C] of each seed."""
-    figure = Figure(figsize=(15, 12), layout="constrained")
-    upper, lower = figure.subfigures(2)
-    draw_example_captions(upper, run.data, config)
-    left, right = lower.subplots(1, 2)
-    heat_map = draw_cosines(left, run.data.test.label, np.mean(cosines_of_seeds, axis=0))
-    lower.colorbar(heat_map, ax=left, label="mean cosine of the aligned encoders")
-    draw_noise_curves(right, run, config)
+def draw(run, config):
+    """The students' errors over the share of wrong captions: a point for each seed, a line through
+    the means, and a dashed line for the teacher of each kind."""
+    figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    colours = {"image": plots.COLOURS["distilled"], "text": "tab:green"}
+    for kind, colour in colours.items():
+        means = []
+        for noise in config.noise:
+            accuracies = run.accuracies(f"{kind} student{name_ending(noise, config)}")
+            errors = plots.to_errors(accuracies, run.data)
+            axes.plot([100 * noise] * len(errors), errors, "o", color=colour, alpha=0.5)
+            means.append(errors.mean())
+        percent = [100 * noise for noise in config.noise]
+        axes.plot(percent, means, "-", color=colour, label=f"{kind} student")
+    for kind, style in (("image", "--"), ("text", ":")):
+        errors = plots.to_errors(np.mean(run.accuracies(f"{kind} teacher")), run.data)
+        axes.axhline(
+            errors, color=plots.COLOURS["teacher"], linestyle=style, label=f"{kind} teacher"
+        )
+    axes.set(xlabel="wrong captions, %", ylabel=f"{run.data.scored_on} errors, %", yscale="log")
+    plots.write_out_numbers(axes.yaxis)
+    axes.set_title(say_what_image_students_bear(run, config))
+    axes.legend()
     return figure
 
 
-def draw_example_captions(figure, data, config):
-    """Four training images with captions of each kind, right, ambiguous and wrong."""
-    noise = config.noise[min(1, len(config.noise) - 1)]
-    texts, flaws = caption_training_images(data, noise, config, config.seed)
-    for flaw, row in zip(("", "ambiguous", "wrong"), figure.subplots(3, 4), strict=True):
-        places = np.flatnonzero(flaws == flaw)
-        for i, axes in zip(places, row, strict=False):
-            axes.imshow(data.train.image[i, :, :, 0], cmap="gray_r")
-            axes.set(title=f"{texts[i]}\n{flaw}", xticks=[], yticks=[])
-
-
-def draw_cosines(axes, label, cosines):
-    """The mean cosines of the images of each digit with the captions of each digit."""
-    means = [cosines[label == digit].mean(0) for digit in range(10)]
-    axes.set(xlabel="captions of a", ylabel="images of a", xticks=range(10), yticks=range(10))
-    return axes.imshow(means)
-
-
-def draw_noise_curves(axes, run, config):
-    """The students' accuracies over the share of wrong captions: means, and seeds as points."""
-    colours = {"image student": plots.COLOURS["distilled"], "text student": "tab:green"}
-    key = f"{run.data.scored_on}_accuracy"
-    for student, colour in colours.items():
-        means = []
-        for noise in config.noise:
-            accuracies = run.values(student + name_ending(noise, config), key)
-            axes.plot([noise] * len(accuracies), accuracies, ".", color=colour)
-            means.append(np.mean(accuracies))
-        axes.plot(config.noise, means, "-", color=colour, label=student)
-    axes.set(xlabel="share of wrong captions", ylabel=key.replace("_", " "), ylim=(0, 1))
-    axes.legend()
+def say_what_image_students_bear(run, config):
+    """The figure's message: how many errors the image students make with the most wrong captions
+    that leave nine of ten answers right."""
+    borne = {}  # {share of wrong captions: errors in percent}
+    for noise in config.noise:
+        errors = 100 - np.mean(run.accuracies(f"image student{name_ending(noise, config)}"))
+        if errors < 10:
+            borne[noise] = errors
+    if not borne:
+        return "Image students make more than 10 % errors with every share of wrong captions"
+    most = max(borne)
+    return f"With {100 * most:g} % wrong captions image students make {borne[most]:.1f} % errors"
 
 
 # %% Main
@@ -787,7 +782,7 @@ def prepare_students(captions, encoders, classes, config, seed):
 
 
 def run_both_directions(run, config, seed, labelled):
-    """Trains and scores all networks of one seed. Returns the zero-shot cosines [N, C]."""
+    """Trains and scores all networks of one seed."""
     data = run.data
     captions = make_captions(data, config, seed)
     size = captions.vocabulary_size
@@ -832,7 +827,6 @@ def run_both_directions(run, config, seed, labelled):
             name, pair.image_student, text_answers, data, for_images, run, temperature
         )
         run.add_row(name, image_student, predict(image_student, data.test))
-    return cosines
 
 
 def main(config):
@@ -845,11 +839,10 @@ def main(config):
     seeds = run.seeds(config.seeds)
     labelled_of_seeds = [take_labels(data.train, config.labels, seed) for seed in seeds]
 
-    cosines_of_seeds = []
     for seed, labelled in zip(seeds, labelled_of_seeds, strict=True):
-        cosines_of_seeds.append(run_both_directions(run, config, seed, labelled))
+        run_both_directions(run, config, seed, labelled)
 
-    figure = draw(run, config, cosines_of_seeds)
+    figure = draw(run, config)
     image_labels = f"{len(data.train.label):,} for the image teacher"
     text_labels = f"{len(labelled_of_seeds[0].label):,} for the text teacher"
     # The image networks differ in the target alone. The text teacher has few captions, the text

@@ -21,7 +21,6 @@ Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv
 
 import dataclasses
 import functools
-import itertools
 from typing import Annotated
 
 import experiment
@@ -34,7 +33,15 @@ from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step
 from flax import nnx
 from matplotlib.figure import Figure
-from utils import batches, check_batch_size, evaluate, predict, predict_by_index, require
+from utils import (
+    batches,
+    check_batch_size,
+    evaluate,
+    paired_difference,
+    predict,
+    predict_by_index,
+    require,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -526,7 +533,7 @@ def main(config):
 
     for seed in run.seeds(config.seeds):
         run_one_seed(run, config, seed)
-    return run.finish(draw(run, config), summarize(run))
+    return run.finish(draw(run), summarize(run))
 
 
 def summarize(run):
@@ -556,33 +563,34 @@ def describe_biases(run, name, mended):
     return f"{bias:+.1f}; best in hindsight {best_bias:+.1f}"
 
 
-def draw(run, config):
-    """Errors in percent of every seed: of the networks, beside the paper's on MNIST, and over the
-    temperature."""
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    networks, curves = figure.subplots(1, 2)
+def draw(run):
+    """Errors in percent of every seed, the mean and its 95 % interval, beside the paper's."""
     names = list(dict.fromkeys(row["name"] for row in run.rows if "units" not in row["name"]))
+    errors = {name: plots.to_errors(run.accuracies(name), run.data) for name in names}
+    names.sort(key=lambda name: errors[name].mean())
     colours = {"large net": plots.COLOURS["teacher"], "small net": plots.COLOURS["baseline"]}
-    for name in names:
-        errors = 100 - np.array(run.accuracies(name))
-        colour = colours.get(name, plots.COLOURS["distilled"])
-        networks.plot(errors, [name] * len(errors), "o", color=colour)
-    paper = np.array(list(PAPER.values())) / 100  # of 10,000 images, in percent
-    networks.plot(paper, list(PAPER), "k|", markersize=18, label="the paper, on MNIST")
-    networks.set(xscale="log", xlabel=f"{run.data.scored_on} errors, %")
-    networks.invert_yaxis()
-    networks.legend()
 
-    places = [f"{temperature:.12g}" for temperature in config.temperatures]
-    for units, style in zip(config.units, itertools.cycle(("-", "--", ":", "-.")), strict=False):
-        row_names = [name_at_temperature(units, t) for t in config.temperatures]
-        errors = 100 - np.array([run.accuracies(x) for x in row_names])  # [temperatures, seeds]
-        colour = plots.COLOURS["distilled"]
-        curves.plot(places, errors, "o", color=colour, alpha=0.4)
-        means = errors.mean(axis=1)
-        curves.plot(places, means, style, color=colour, label=f"{units} units a layer")
-    curves.set(xlabel="temperature T", ylabel=f"{run.data.scored_on} errors, %")
-    curves.legend()
+    figure = Figure(figsize=(plots.WIDTH, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for y, name in enumerate(names):
+        colour = colours.get(name, plots.COLOURS["distilled"])
+        axes.plot(errors[name], np.full(len(errors[name]), y), "o", color=colour, alpha=0.5)
+        if len(errors[name]) > 1:
+            mean = paired_difference(errors[name], np.zeros(len(errors[name])))
+            low = max(mean.low, mean.mean / 2)  # a logarithm has no place for less than 0
+            interval = [[mean.mean - low], [mean.high - mean.mean]]
+            axes.errorbar(mean.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+    paper = np.array(list(PAPER.values())) / 100  # of 10,000 images, in percent
+    places = [names.index(name) for name in PAPER]
+    axes.plot(paper, places, "kD", fillstyle="none", label="the paper, on MNIST")
+    axes.set(xscale="log", xlabel=f"{run.data.scored_on} errors, % (points: seeds)")
+    plots.write_out_numbers(axes.xaxis)
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    axes.legend()
+    title = plots.title_of_gain(
+        "Distilled nets", "small nets", run.accuracies("distilled"), run.accuracies("small net")
+    )
+    figure.suptitle(title, fontsize="large")
     return figure
 
 

@@ -402,13 +402,17 @@ class Run:
             **more,
             "results": self.rows,
         }
-        png = io.BytesIO()
-        figure.savefig(png, dpi=100)
         text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-        write_whole(self.folder / "figure.png", png.getvalue())
+        self.save_figure(figure, "figure.png")
         write_whole(self.folder / "results.json", text.encode())
         self._print_summary(report, summary)
         return report
+
+    def save_figure(self, figure, name):
+        """Writes a matplotlib Figure to the run's folder, as a PNG of this name."""
+        png = io.BytesIO()
+        figure.savefig(png, dpi=150)
+        write_whole(self.folder / name, png.getvalue())
 
     def _seconds(self):
         """Seconds of each name's trainings, now or in an earlier run, and of this run in all."""

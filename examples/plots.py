@@ -3,92 +3,131 @@
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from utils import paired_difference
+
+WIDTH = 7.5  # of every figure, in inches: on a page of 700 pixels its letters are as large as text
 
 # The same colour means the same network in every figure.
 COLOURS = {"teacher": "0.45", "baseline": "tab:orange", "distilled": "tab:blue"}
 
 
 def colour_of(name):
-    """The colour of a network's name, such as "baseline, 100 labels"; None if it has none."""
-    return COLOURS.get(name.split(",")[0])
+    """The colour of a network's name, such as "baseline, 100 labels". A name that is no teacher's
+    and no baseline's has the colour of what is distilled."""
+    for kind, colour in COLOURS.items():
+        if name.startswith(kind):
+            return colour
+    return COLOURS["distilled"]
 
 
-def draw_run(rows, data, teacher_logits=None):
-    """The figure of a run: curves, and below them the teacher's soft targets, if its logits [N, C]
-    on data.test are given. Returns the figure, and {index of image: its logits} of those shown."""
-    if teacher_logits is None:
-        figure = Figure(figsize=(12, 5), layout="constrained")
-        draw_curves(figure, rows, data)
-        return figure, {}
-    figure = Figure(figsize=(12, 11), layout="constrained")
-    upper, lower = figure.subfigures(2, height_ratios=(2, 3))
-    draw_curves(upper, rows, data)
-    return figure, draw_soft_targets(lower, data, teacher_logits)
+def title_of_gain(names, others, accuracies, other_accuracies):
+    """A figure's message: how much more accurate some networks are than others.
+
+    Args:
+      names, others: nouns in the plural, such as "Peers" and "students alone".
+      accuracies, other_accuracies: of both, in percent, paired by seed.
+    """
+    if len(accuracies) == 1:
+        return f"{names} − {others}: {accuracies[0] - other_accuracies[0]:+.2f} points (one seed)"
+    gain = paired_difference(accuracies, other_accuracies)
+    if gain.low > 0:
+        return f"{names} beat {others} by {gain.mean:.2f} points"
+    if gain.high < 0:
+        return f"{names} are {-gain.mean:.2f} points behind {others}"
+    return f"{names} and {others}: no difference found"
 
 
-def draw_curves(figure, rows, data):
-    """Losses over the epochs, hard and soft apart, and accuracies, of every seed; the teacher's
-    accuracy as a line, unless it is alone."""
-    losses, accuracies = figure.subplots(1, 2)
+def draw_gains(accuracies, title, baseline="baseline", colours=None):
+    """Gains over a baseline, the largest on top: every seed as a point, the mean and its 95 %
+    interval on top.
+
+    Args:
+      accuracies: {name: accuracies in percent of several seeds}, the baseline's among them.
+      title: the figure's message.
+      colours: {name: colour} of those that `colour_of` does not know.
+    """
+    gains = {}  # {name: gains of all seeds}
+    for name in accuracies:
+        if name != baseline:
+            gains[name] = np.subtract(accuracies[name], accuracies[baseline])
+    names = sorted(gains, key=lambda name: -gains[name].mean())
+
+    figure = Figure(figsize=(WIDTH, 1.3 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    for y, name in enumerate(names):
+        colour = (colours or {}).get(name, colour_of(name))
+        axes.plot(gains[name], np.full(len(gains[name]), y), "o", color=colour, alpha=0.5)
+        if len(gains[name]) > 1:
+            gain = paired_difference(accuracies[name], accuracies[baseline])
+            interval = [[gain.mean - gain.low], [gain.high - gain.mean]]
+            axes.errorbar(gain.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+    axes.axvline(0, color=COLOURS["baseline"], zorder=0)
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    black = "; black: mean and 95 % interval" if len(accuracies[baseline]) > 1 else ""
+    axes.set_xlabel(f"gain over the {baseline} in points of accuracy\n(points: seeds{black})")
+    figure.suptitle(title, fontsize="large")
+    return figure
+
+
+def to_errors(accuracies, data):
+    """Errors in percent, for a logarithmic axis, from accuracies in percent. No error at all has no
+    place there: it is drawn as half of one."""
+    return np.maximum(100 - np.asarray(accuracies), 50 / len(data.test.label))
+
+
+def draw_epochs(rows, data, title):
+    """Errors in percent over the epochs, a line for every seed of every network. A teacher that is
+    not alone is a dashed line at its last value. Returns the figure."""
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    axes = figure.subplots()
     key = f"{data.scored_on}_accuracy"
     alone = {row["name"] for row in rows} == {"teacher"}
     labelled = set()  # a name stands in the legend once
     for row in rows:
         name, colour = row["name"], colour_of(row["name"])
-        if name == "teacher" and not alone:
-            accuracies.axhline(row[key], color=colour, linestyle="--", label="teacher")
-            continue
-        history = row["history"]
-        first = name not in labelled
+        label = None if name in labelled else name
         labelled.add(name)
-        epochs = [record["epoch"] for record in history]
-        parts = ("hard_loss", "soft_loss") if name == "distilled" else ("loss",)
-        for part, style in zip(parts, ("-", ":"), strict=False):
-            values = [record[part] for record in history]
-            label = f"{name}, {part.replace('_', ' ')}" if first and epochs else None
-            losses.plot(epochs, values, style, color=colour, label=label)
-        scored = [record for record in history if key in record]
-        points = [record["epoch"] for record in scored], [record[key] for record in scored]
-        accuracies.plot(*points, ".-", color=colour, label=name if first else None)
-    losses.set(xlabel="epoch", ylabel="training loss", yscale="log")
-    accuracies.set(xlabel="epoch", ylabel=key.replace("_", " "))
-    for axes in (losses, accuracies):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+        if name == "teacher" and not alone:
+            axes.axhline(to_errors(100 * row[key], data), color=colour, linestyle="--", label=label)
+            continue
+        scored = [record for record in row["history"] if key in record]
+        epochs = [record["epoch"] for record in scored]
+        errors = to_errors([100 * record[key] for record in scored], data)
+        axes.plot(epochs, errors, ".-", color=colour, label=label)
+    axes.set(xlabel="epoch", ylabel=f"{data.scored_on} errors, %", yscale="log", title=title)
+    write_out_numbers(axes.yaxis)
+    axes.legend()
+    return figure
 
 
-def draw_soft_targets(figure, data, logits):
+def write_out_numbers(axis):
+    """On a logarithmic axis of few decades: 0.5, 1, 2, 5 in place of powers of ten."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def draw_soft_targets(data, logits):
     """Four images of which the teacher is right but least sure, and its soft targets for them from
-    its logits [N, C]. Returns {index of image: its logits}."""
+    its logits [N, C]. Returns the figure, and {index of image: its logits} of those shown."""
     split, classes = data.test, np.arange(logits.shape[-1])
     right = logits.argmax(-1) == split.label
     unsure = np.argsort(np.where(right, jax.nn.softmax(logits).max(-1), 2))[:4]
-    for (picture, bars), i in zip(figure.subplots(2, 4).T, unsure, strict=False):
+    top = float(jax.nn.softmax(logits[unsure]).max(initial=0.5))  # the largest bar
+    figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
+    panels = figure.subplots(2, 4, width_ratios=(2, 3, 2, 3)).reshape(4, 2)
+    for (picture, bars), i in zip(panels, unsure, strict=False):
         picture.imshow(split.image[i, :, :, 0], cmap="gray_r")
-        title = f"{data.scored_on} image {split.index[i]}, a {split.label[i]}"
-        picture.set(title=title, xticks=[], yticks=[])
+        picture.set(title=f"a {split.label[i]}", xticks=[], yticks=[])
+        picture.set_xlabel(f"{data.scored_on} image {split.index[i]}", fontsize="small")
         for t, shift, grey in ((1, -0.2, "0.3"), (3, 0.2, "0.7")):  # the teacher's colour, twice
             soft_targets = jax.nn.softmax(logits[i] / t)
             bars.bar(classes + shift, soft_targets, 0.4, color=grey, label=f"T = {t}")
-        bars.set(xticks=classes, ylim=(0, 1), ylabel="teacher's probability")
-        bars.legend()
-    return {int(split.index[i]): logits[i].tolist() for i in unsure}
-
-
-def draw_gains(accuracies, baseline="baseline"):
-    """The gains over a baseline, from {name: accuracies in percent of several seeds}: every seed as
-    a point, the mean and its 95 % interval on top."""
-    names = [name for name in accuracies if name != baseline]
-    figure = Figure(figsize=(10, 1 + 0.45 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    for y, name in enumerate(names):
-        gain = paired_difference(accuracies[name], accuracies[baseline])
-        each = np.subtract(accuracies[name], accuracies[baseline])
-        axes.plot(each, [y] * len(each), "o", color="0.7")
-        interval = [[gain.mean - gain.low], [gain.high - gain.mean]]
-        axes.errorbar(gain.mean, y, xerr=interval, fmt="ko", capsize=4)
-    axes.axvline(0, color="gray", linestyle="--")
-    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-    axes.set(xlabel=f"gain over the {baseline}, points (grey: seeds; bars: 95 % intervals)")
-    return figure
+        bars.set(xticks=classes, ylim=(0, 1.3 * top), title="teacher's probabilities")
+        bars.tick_params(labelsize="small")
+        bars.legend(fontsize="small")
+    for axes in panels[len(unsure) :].flat:
+        axes.set_visible(False)
+    figure.suptitle("Soft targets say what else the teacher sees in an image", fontsize="large")
+    return figure, {int(split.index[i]): logits[i].tolist() for i in unsure}

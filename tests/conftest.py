@@ -32,6 +32,7 @@ jax.config.update("jax_num_cpu_devices", max(2, jax.config.jax_num_cpu_devices))
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = ("utils.py", "experiment.py", "fast.py", "plots.py")  # which all scripts share
 SCRIPTS = sorted(
     p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.py") if p.name not in MODULES

@@ -588,7 +588,9 @@ def test_the_figure_has_every_seed_and_the_95_percent_interval(seen):
     [axes] = seen.figure.axes
     names = [text.get_text() for text in axes.get_yticklabels()]
     rows = dict.fromkeys(row["name"] for row in seen.report["results"])
-    assert names == [x for x in rows if x not in ("teacher", "weak teacher", "baseline")]
+    assert set(names) == set(rows) - {"teacher", "weak teacher", "baseline"}
+    means = [gains_of(seen, name).mean() for name in names]
+    assert means == sorted(means, reverse=True)
     points = [
         line for line in axes.lines if line.get_marker() == "o" and len(line.get_xdata()) == 2
     ]

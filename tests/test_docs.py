@@ -1,7 +1,6 @@
 """README and docs say what is so: tables from the JSON, code from the scripts, sound commands."""
 
 import hashlib
-import io
 import json
 import re
 import shlex
@@ -15,12 +14,9 @@ import figures
 import measure
 import pytest
 import tables
-from conftest import ROOT, SCRIPTS
+from conftest import PAGES, ROOT, SCRIPTS
 from PIL import Image
 from utils import UserError
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-
 
 COG = ["-P", "-I", "docs", "-p", "from tables import *"]
 
@@ -56,12 +52,16 @@ def test_no_table_stands_twice():
 
 
 def test_figures_are_those_of_the_results():
-    for name in [path.stem for path in tables.RESULTS.glob("*.png")]:
-        png = (tables.RESULTS / f"{name}.png").read_bytes()
-        if name == "gains":
-            assert Image.open(io.BytesIO(png)).info["Source"] == figures.source()
-        else:
-            assert hashlib.sha256(png).hexdigest() == tables.read(name)["figure_sha256"]
+    gains = Image.open(tables.RESULTS / "gains.png")
+    assert gains.info["Source"] == figures.source()
+    of_results = {"gains.png"}
+    for name, pictures in measure.FIGURES.items():
+        of_results |= pictures.keys()
+        assert tables.read(name)["figures"] == {
+            picture: hashlib.sha256((tables.RESULTS / picture).read_bytes()).hexdigest()
+            for picture in pictures
+        }
+    assert of_results == {path.name for path in tables.RESULTS.glob("*.png")}
 
 
 def test_every_figure_stands_on_a_page_with_a_text_that_describes_it():
@@ -180,7 +180,7 @@ def test_measured_runs_become_a_result(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "ROOT", tmp_path)
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "docs/results")
     monkeypatch.setattr(measure, "EXPERIMENTS", {"some": ["a.py --seed 1", "a.py --seed 2"]})
-    monkeypatch.setattr(measure, "FIGURES", ["some"])
+    monkeypatch.setattr(measure, "FIGURES", {"some": {"shown.png": "figure.png"}})
     settings = {"epochs": 3, "batch_size": 8, "learning_rate": 0.1, "schedule": "onecycle"}
 
     def run(command, folder):
@@ -209,9 +209,9 @@ def test_measured_runs_become_a_result(tmp_path, monkeypatch):
         {"run": 1, "name": "net", "seed": 2, "test_accuracy": 0.7, **trained},
         {"run": 1, "name": "untrained", "seed": 2},
     ]
-    png = (tmp_path / "docs/results/some.png").read_bytes()
+    png = (tmp_path / "docs/results/shown.png").read_bytes()
     assert png == b"png 1"
-    assert found["figure_sha256"] == hashlib.sha256(png).hexdigest()
+    assert found["figures"] == {"shown.png": hashlib.sha256(png).hexdigest()}
 
 
 def test_what_cannot_be_measured_is_refused(capsys):

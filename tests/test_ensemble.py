@@ -734,20 +734,6 @@ def test_inference_is_timed_in_turns_and_the_median_of_five_counts(ens, few, mon
     assert seconds == {"student": 2 * 4, "ensemble": (3 + 1) * 4}
 
 
-def test_the_figure_shows_the_image_on_which_the_means_differ_most(ens, few, tmp_path):
-    logits = np.zeros((3, 100, 10), np.float32)
-    logits[:, :, 0] = 9  # agreed, but for one image
-    logits[:, 63] = np.diag([50, 10, 10, *[0] * 7])[:3]
-    run = make_run(tmp_path, few)
-    run.rows = [{"name": name, "test_accuracy": 0.9} for name in STUDENTS]
-    figure = ens.draw(run, logits, 3.0)
-    title = f"test image {few.test.index[63]}, a {few.test.label[63]}"
-    assert figure.axes[0].get_title() == title
-    for bars, average in zip(figure.axes[1].containers, ("probabilities", "logits"), strict=True):
-        heights = [bar.get_height() for bar in bars]
-        np.testing.assert_allclose(heights, mean_in_numpy(logits, 3.0, average)[63], atol=1e-6)
-
-
 # %% A training that is stopped
 
 

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plots
 import pytest
 import utils
 from conftest import EXAMPLES, ROOT, load, make_run, watch
@@ -744,23 +743,6 @@ def test_seconds_of_an_epoch_are_those_of_its_steps(kd, digits, tmp_path, monkey
     assert training.seconds == 3 * 102
 
 
-def test_soft_targets_are_shown_of_images_that_the_teacher_has_right_but_is_least_sure_of(digits):
-    data = digits._replace(test=digits.test.take(slice(7)))
-    sure = np.array([9.0, 1.0, 2.0, 3.0, 4.0, 0.5, 8.0])
-    answers = data.test.label.copy()
-    answers[5] = (answers[5] + 1) % 10  # the least sure one is wrong
-    logits = np.zeros((7, 10), np.float32)
-    logits[np.arange(7), answers] = sure
-    figure = plots.Figure(figsize=(12, 8))
-    found = plots.draw_soft_targets(figure, data, logits)
-    assert list(found) == [int(data.test.index[i]) for i in (1, 2, 3, 4)]
-    pictures_and_bars = figure.axes
-    bars = pictures_and_bars[4]
-    for container, temperature in zip(bars.containers, (1, 3), strict=True):
-        heights = [bar.get_height() for bar in container]
-        np.testing.assert_allclose(heights, jax.nn.softmax(logits[1] / temperature), rtol=1e-5)
-
-
 def test_a_second_main_in_one_process_reports_its_own_time(kd, finished, monkeypatch):
     _, data, report, _ = finished
     now = [1000.0]
@@ -806,50 +788,6 @@ def test_committed_results_hold_no_path():
         assert "/" not in json.loads(text).get("config", {}).get("output_dir", ""), path
         assert "/home/" not in text
         assert "/tmp/" not in text
-
-
-# %% Figures
-
-
-@pytest.mark.parametrize("scored_on", ["test", "validation"])
-@pytest.mark.parametrize("classes", [10, 12, 3])
-def test_the_figure_shows_what_was_measured(digits, scored_on, classes):
-    accuracy = f"{scored_on}_accuracy"
-
-    def row(name, losses, last):
-        history = [
-            {"epoch": epoch, "hard_loss": 0.1, **{k: v / epoch for k, v in losses.items()}}
-            for epoch in (1, 2, 3)
-        ]
-        history[2][accuracy] = last
-        return {"name": name, "history": history, accuracy: last}
-
-    rows = [
-        row("teacher", {"loss": 1.0}, 0.95),
-        row("distilled", {"loss": 2.0, "soft_loss": 3.0}, 0.9),
-        row("baseline", {"loss": 4.0}, 0.8),
-    ]
-    logits = np.random.default_rng(0).normal(size=(500, classes)).astype(np.float32)
-    figure, soft_targets = plots.draw_run(rows, digits._replace(scored_on=scored_on), logits)
-    losses, accuracies = figure.subfigs[0].axes
-    curves = {line.get_label(): list(line.get_ydata()) for line in losses.lines}
-    assert curves.keys() == {"distilled, hard loss", "distilled, soft loss", "baseline, loss"}
-    assert curves["baseline, loss"] == [4, 2, 4 / 3]
-    assert accuracies.get_ylabel() == f"{scored_on} accuracy"
-    points = {line.get_label(): list(line.get_ydata()) for line in accuracies.lines}
-    assert points == {"teacher": [0.95, 0.95], "distilled": [0.9], "baseline": [0.8]}
-    assert len(soft_targets) == len(figure.subfigs[1].axes) / 2 == 4
-    assert scored_on in figure.subfigs[1].axes[0].get_title()
-    assert len(figure.subfigs[1].axes[-1].get_xticks()) == classes
-
-
-def test_the_figure_of_gains_shows_every_seed_and_the_interval():
-    accuracies = {"baseline": [90.0, 91.0, 92.0], "distilled": [92.0, 92.0, 94.0]}
-    [axes] = plots.draw_gains(accuracies).axes
-    assert list(axes.lines[0].get_xdata()) == [2.0, 1.0, 2.0]
-    gain = utils.paired_difference(accuracies["distilled"], accuracies["baseline"])
-    [[bar]] = [container[2] for container in axes.containers]
-    np.testing.assert_allclose(bar.get_segments()[0][:, 0], [gain.low, gain.high])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import tables
 import utils
 from conftest import EXAMPLES, ROOT, exhibit, load, make_run, refuse, watch
-from experiment import Recipe, Run, fingerprint
+from experiment import Recipe, fingerprint
 from flax import nnx
 from scipy import stats
 from scipy.special import log_softmax
@@ -414,18 +414,6 @@ def test_the_summary_has_gains_over_the_baseline_of_the_same_seeds(watched):
         low, high = stats.t.interval(0.95, 1, gains.mean(), stats.sem(gains))
         words = f"{gains.mean():+.2f} points (95 %: {low:+.2f} to {high:+.2f})"
         assert gain == f"{words}, {(gains > 0).sum()} of 2 seeds"
-
-
-def test_the_figure_shows_every_kind_and_number(watched, limited, few):
-    run = Run(None, few, watched.folder, started=0.0)
-    run.rows = watched.report["results"]
-    errors, gains, *_ = limited.draw(run, [40, 250]).axes
-    kinds = [text.get_text() for text in errors.get_legend().get_texts()]
-    assert kinds == ["baseline", "distilled", "transfer", "teacher"]
-    [means] = [line for line in errors.lines if line.get_label() == "distilled"]
-    wanted = [100 - np.mean(run.accuracies(f"distilled, {count} labels")) for count in (40, 250)]
-    np.testing.assert_allclose(means.get_xydata(), np.transpose([[40, 250], wanted]))
-    assert [text.get_text() for text in gains.get_legend().get_texts()] == kinds[1:3]
 
 
 def test_the_teacher_of_another_run(watched, limited, few, tmp_path):

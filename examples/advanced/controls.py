@@ -585,7 +585,12 @@ def report_controls(run, measured):
     """Draws and prints each student's gain over the baseline. Returns the report."""
     names = list(dict.fromkeys(row["name"] for row in run.rows))
     students = [name for name in names if name not in ("teacher", "weak teacher")]
-    figure = plots.draw_gains({name: run.accuracies(name) for name in students})
+    accuracies = {name: run.accuracies(name) for name in students}
+    title = plots.title_of_gain(
+        "Distilled students", "those with permuted dark knowledge",
+        accuracies["distilled"], accuracies["permuted dark knowledge"],
+    )  # fmt: skip
+    figure = plots.draw_gains(accuracies, title)
     summary = {}
     for name in students:
         if name != "baseline":

@@ -33,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
-from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from utils import (
@@ -485,49 +485,40 @@ def add_rows_of_stack(cells, seeds, students, run):
 
 
 # %% Figure
-# A row of heat maps for each number of labels, over temperature and alpha: mean accuracy on the
-# validation images, and both parts of the loss. A frame marks the chosen pair.
+# The validation accuracy of every pair of temperature and alpha, with a frame around the best.
 
 
 def draw(grids, cells, tuning):
     """The figure of what `search_grid` returned for each number of labels."""
-    figure = Figure(figsize=(16, 4.2 * len(grids)), layout="constrained")
-    rows = figure.subplots(len(grids), 3, squeeze=False)
-    for (of_accuracy, of_hard, of_soft), (labels, grid) in zip(rows, grids.items(), strict=True):
-        chosen = grid["chosen"]
+    figure = Figure(figsize=(plots.WIDTH, 0.4 + 2.4 * len(grids)), layout="constrained")
+    rows = figure.subplots(len(grids), squeeze=False)[:, 0]
+    for axes, (labels, grid) in zip(rows, grids.items(), strict=True):
+        temperature, alpha = grid["chosen"]
         accuracies = 100 - 100 * np.mean(grid["errors"], axis=0) / len(tuning.test.label)
-        draw_heat_map(of_accuracy, accuracies, cells, chosen, Normalize(), "viridis", 2)
-        of_accuracy.set(title=f"{labels} labels: {tuning.scored_on} accuracy, %")
-        if not grid["last"]:  # no epoch, no losses
-            continue
-        # Losses differ by orders of magnitude. A scale of logarithms cannot show a 0.
-        hard = np.maximum(np.mean(grid["last"][0]["hard_loss"], axis=0), 1e-9)
-        soft = np.maximum(np.mean(grid["last"][0]["soft_loss"], axis=0), 1e-9)
-        draw_heat_map(of_hard, hard, cells, chosen, LogNorm(), "magma_r", 3)
-        draw_heat_map(of_soft, soft, cells, chosen, LogNorm(), "magma_r", 3)
-        of_hard.set(title=f"{labels} labels: training hard loss, last epoch")
-        of_soft.set(title=f"{labels} labels: training soft loss, last epoch")
+        draw_heat_map(axes, accuracies, cells, grid["chosen"])
+        best = f"T = {temperature:g} and alpha = {alpha:g} are best"
+        axes.set_title(f"{int(labels):,} labels: {best}")
+    figure.suptitle(f"{tuning.scored_on.capitalize()} accuracy, %", fontsize="large")
     return figure
 
 
-def draw_heat_map(axes, values, cells, chosen, norm, colours, decimals):
+def draw_heat_map(axes, values, cells, chosen):
     """A heat map of the values [cells], with a frame around the chosen cell."""
     temperatures = sorted({temperature for temperature, _ in cells})
     alphas = sorted({alpha for _, alpha in cells})
     table = np.full((len(alphas), len(temperatures)), np.nan)
     for (temperature, alpha), value in zip(cells, values, strict=True):
         table[alphas.index(alpha), temperatures.index(temperature)] = value
-    image = axes.imshow(table, norm=norm, cmap=colours, origin="lower", aspect="auto")
+    image = axes.imshow(table, cmap="Blues", origin="lower", aspect="auto")
     for (i, j), value in np.ndenumerate(table):
-        brightness = np.mean(image.cmap(norm(value))[:3])
+        brightness = np.mean(image.cmap(image.norm(value))[:3])
         colour = "white" if brightness < 0.5 else "black"
-        axes.text(j, i, f"{value:.{decimals}f}", ha="center", va="center", color=colour)
+        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour)
     corner = temperatures.index(chosen[0]) - 0.5, alphas.index(chosen[1]) - 0.5
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="red", linewidth=2.5))
     axes.set(xlabel="temperature T", ylabel="alpha")
     axes.set_xticks(range(len(temperatures)), [f"{x:g}" for x in temperatures])
     axes.set_yticks(range(len(alphas)), [f"{x:g}" for x in alphas])
-    axes.figure.colorbar(image, ax=axes)
 
 
 # %% Main

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plots
 from experiment import OPEN, Range, Recipe, Seed, Training
 from fast import compile_step, conv, max_pool  # same results as nnx's, faster on CPUs
 from flax import nnx
@@ -366,44 +367,34 @@ def student_recipe(config, data, seed, labels):
 
 
 # %% Figure
-# Above the gradient norms over T, and the distances from the limit; below one image's soft targets
-# on their way to the limit. Lines are means, points are students.
+# The norms of the soft loss's gradient over T, with the factor T² and without it.
 
 
-def draw(run, temperatures, teacher_logits):
-    """The figure, from the rows of a run and the teacher's logits [N, C]."""
-    figure = Figure(figsize=(15, 8), layout="constrained")
-    upper, lower = figure.subplots(2, 3)
-    for axes, moment in zip(upper, ("start", "end"), strict=False):
-        plot_students(axes, run, temperatures, f"with_t2_{moment}", "C0", "soft, with T²")
-        plot_students(axes, run, temperatures, f"without_t2_{moment}", "C1", "soft, without T²")
-        axes.set(title=f"student at the {moment} of its training", xscale="log", yscale="log")
-        axes.set(xlabel="temperature T", ylabel="norm of the loss's gradient")
-    [from_limit] = run.values("teacher", "from_limit")
-    upper[2].plot(temperatures, from_limit, "o-", color="C2", label="soft targets, from the limit")
-    plot_students(upper[2], run, temperatures, "from_matching", "C3", "gradient, from the limit")
-    upper[2].set(title="distance from the limit T → ∞", xlabel="temperature T")
-    upper[2].set(xscale="log", yscale="log", ylabel="relative distance")
-
-    logits = teacher_logits[0]
-    classes = np.arange(len(logits))
-    for axes, temperature in zip(lower, (1, 5, 50), strict=True):
-        soft_targets = jax.nn.softmax(logits / temperature)
-        limit = (1 + (logits - logits.mean()) / temperature) / len(logits)
-        axes.bar(classes, soft_targets, label=f"T = {temperature}")
-        axes.plot(classes, limit, "k_", markersize=22, markeredgewidth=2, label="limit")
-        axes.set(xticks=classes, title="the first image's soft targets", xlabel="class")
-    for axes in (*upper, *lower):
-        axes.legend()
+def draw(run, temperatures):
+    """The figure, from the rows of a run: a point for each student, a line through the means."""
+    figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for factor, colour in (("with", "tab:blue"), ("without", "tab:red")):
+        for moment, style in (("start", "-"), ("end", "--")):
+            values = np.array(run.values("baseline", f"{factor}_t2_{moment}"))  # [students, T]
+            axes.plot(temperatures, values.T, ".", color=colour, alpha=0.5)
+            trained = "untrained" if moment == "start" else "trained"
+            label = f"{factor} T², {trained} student"
+            axes.plot(temperatures, values.mean(axis=0), style, color=colour, label=label)
+    axes.set(xlabel="temperature T", ylabel="norm of the soft loss's gradient")
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(temperatures, labels=[f"{x:g}" for x in temperatures])
+    axes.minorticks_off()
+    changes = []  # the largest norm with T² divided by the smallest
+    for moment in ("start", "end"):
+        norms = np.mean(run.values("baseline", f"with_t2_{moment}"), axis=0)
+        changes.append(norms.max() / norms.min())
+    axes.set_title(
+        f"With T² the norm changes {changes[0]:.0f}-fold for an untrained student,\n"
+        f"{changes[1]:.0f}-fold for a trained one"
+    )
+    axes.legend()
     return figure
-
-
-def plot_students(axes, run, temperatures, key, colour, label):
-    """A measure over the temperatures: a point for each student, and a line for their mean."""
-    values = run.values("baseline", key)  # [students][temperatures]
-    for of_student in values:
-        axes.plot(temperatures, of_student, ".", color=colour, alpha=0.5)
-    axes.plot(temperatures, np.mean(values, axis=0), "o-", color=colour, label=label)
 
 
 # %% Main
@@ -450,7 +441,7 @@ def main(config):
     for key, title in MEASURES.items():
         summary[title] = in_columns(found[key])
     summary["Soft targets, from their limit"] = in_columns(from_limit)
-    figure = draw(run, config.temperatures, teacher_logits)
+    figure = draw(run, config.temperatures)
     return run.finish(figure, summary, temperatures=config.temperatures, **found)
 
 
