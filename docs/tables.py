@@ -255,7 +255,7 @@ def fidelity(name="limited_labels"):
         keys = ("agreement", "kl", "ece", "nll")
         agreement, kl, ece, nll = (mean(name, row, key) for key in keys)
         lines.append([row, percent(agreement), f"{abs(kl):.3f}", percent(ece), f"{nll:.3f}"])
-    header = ["network", "same answer as the teacher", "KL to the teacher", "calibration error"]
+    header = ["network", "same answer as the teacher", "KL(teacher ‖ student)", "calibration error"]
     return table([*header, "NLL"], lines, name, "Means over five seeds.")
 
 
