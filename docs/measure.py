@@ -1,11 +1,11 @@
 """Runs the experiments whose results README and docs show, and writes docs/results/NAME.json.
 
-    python docs/measure.py                       # says what there is
-    python docs/measure.py headline              # one of them
-    cog -r README.md docs/*.md                   # then the tables
+    python docs/measure.py               # says what there is
+    python docs/measure.py default       # one of them
+    cog -r -P -I docs -p "from tables import *" README.md docs/*.md    # then the tables
 
 An experiment is a list of commands. A search is one, too: its commands differ in a few flags and
-score on validation images. Stopped, the same command goes on where it was. MNIST is found as the
+score on validation images. Start a stopped command again: it continues. MNIST is found as the
 scripts find it (MNIST_DATA_DIR, an earlier download, a download).
 """
 
@@ -30,8 +30,8 @@ sys.path.insert(0, str(ROOT / "examples"))
 from experiment import write_whole  # noqa: E402
 from utils import UserError, require  # noqa: E402
 
-# %% What there is: {name: commands}. No seed of an experiment had been run when its settings were
-# fixed. --teacher takes the teacher of a command further up.
+# %% What there is: {name: commands}. Seeds are new to their script, but for script 25 and for the
+# strength of smoothing (docs/provenance.md). --teacher takes the teacher of a command further up.
 
 DISTIL = "examples/15_knowledge_distillation.py"
 LIMITED = "examples/16_limited_labels.py"
@@ -71,9 +71,9 @@ EXPERIMENTS = {
 
 
 def search(name, command, cells):
-    """The commands of a search. The first cell trains the teacher."""
-    teacher = f" --teacher {RUNS}/{name}/0"
-    return [f"{command} {flags}" + (teacher if n else "") for n, flags in enumerate(cells)]
+    """The commands of a search, from the flags of its cells. The first trains the teacher."""
+    first, *others = [f"{command} {flags}" for flags in cells]
+    return [first, *(f"{command} --teacher {RUNS}/{name}/0" for command in others)]
 
 
 def cells(labels, epochs, rates, seeds):
@@ -126,7 +126,8 @@ RUNNING = []  # the process that this one waits for
 
 
 def stop(signal_number, _):
-    """Ends at once, with what it runs: raised inside of JAX, an exception may get lost."""
+    """Kills the script that runs, and ends this process. An exception would not do: raised while
+    JAX runs, it may get lost."""
     for process in RUNNING:
         process.kill()
     print("\nStopped. The same command goes on from the last checkpoint.", file=sys.stderr)
@@ -161,6 +162,7 @@ def measure(name):
     """Runs the commands of an experiment. Writes one JSON with what stands in their reports: the
     rows in `results`, each with the place of its command in `runs`, where the rest is."""
     runs, results = [], []
+    shared = None  # by all commands
     for number, command in enumerate(EXPERIMENTS[name]):
         report = run(command, RUNS / name / str(number))
         for row in report.pop("results"):
@@ -172,7 +174,10 @@ def measure(name):
             results.append({"run": number, **row})
         config = report["config"]
         report["config"] = {k: config[k] for k in config if k not in ("data_dir", "output_dir")}
-        shared = {key: report.pop(key) for key in ("dataset", "versions", "device")}
+        own = {key: report.pop(key) for key in ("dataset", "versions", "device")}
+        found = "its commands ran on other data, versions or devices; remove the older runs"
+        require(shared in (None, own), f"{RUNS / name}: {found}")
+        shared = own
         del report["script"]
         runs.append({"command": f"python {command}", **report})
         print(f"{number + 1} of {len(EXPERIMENTS[name])}: {command}", flush=True)
@@ -216,48 +221,63 @@ HINTON_DISTILLED = (
 HINTON_SMALL = ((8e-3, 20), (4e-3, 20), (2e-3, 20), (1e-3, 20), (8e-3, 40))
 
 
+def count_errors(script, network, data):
+    """The errors of one network on the images that are scored."""
+    answers = script.predict(network, data.test).argmax(-1)
+    return int((answers != data.test.label).sum())
+
+
 def search_hinton(name="hinton_tuning"):
     """Each large net with the students that it teaches, then the students' settings, then the small
     net's; errors on validation images that none has seen."""
     script = load(HINTON)
     config = script.Config(holdout=10_000, output_dir=str(RUNS / name), batch_size=256)
-    this = script.experiment.start(config, share_batches=False)
-    data, results = this.data, []
+    run = script.experiment.start(config, share_batches=False)
+    data, results = run.data, []
 
     def recipe(seed, rate, epochs):
         return script.Recipe(seed, epochs, config.batch_size, rate, "onecycle")
 
-    def add(network, networks, dropout, rate, epochs, alpha=None):
-        wrong = [script.predict(x, data.test).argmax(-1) != data.test.label for x in networks]
+    def add_row(network, networks, dropout, rate, epochs, alpha):
+        """A row of the results: the errors of networks that differ in their seed alone."""
+        errors = [count_errors(script, one, data) for one in networks]
         row = {"name": network, "dropout": dropout, "learning_rate": rate, "epochs": epochs}
-        results.append({**row, "alpha": alpha, "errors": [int(x.sum()) for x in wrong]})
+        results.append({**row, "alpha": alpha, "errors": errors})
         print(*results[-1].values(), flush=True)
 
-    def distil(teacher_logits, dropout, rate, epochs, alpha, seeds=(0,)):
-        students = []
-        for seed in seeds:
-            student = script.train_distilled_net(
-                "distilled", 800, teacher_logits, data, data.train,
-                recipe(seed, rate, epochs), this, config.temperature, alpha,
-            )  # fmt: skip
-            students.append(student)
-        add("distilled", students, dropout, rate, epochs, alpha)
+    def distil(teacher_logits, seed, rate, epochs, alpha):
+        return script.train_distilled_net(
+            "distilled", 800, teacher_logits, data, data.train,
+            recipe(seed, rate, epochs), run, config.temperature, alpha,
+        )  # fmt: skip
 
-    tables = []
-    for *dropout, rate, epochs in HINTON_LARGE:
-        large = recipe(0, rate, epochs)
-        teacher = script.train_large_net(data, large, this, *dropout, config.max_norm)
-        add("large net", [teacher], dropout, rate, epochs)
-        tables.append(script.predict_by_index(teacher, data.train))
-        distil(tables[-1], dropout, *HINTON_DISTILLED[0], seeds=(0, 1, 2))
-    for settings in HINTON_DISTILLED[1:]:
-        distil(tables[0], list(HINTON_LARGE[0][:2]), *settings)
+    first_rate, first_epochs, first_alpha = HINTON_DISTILLED[0]
+    logits_of_nets = []
+    for input_dropout, hidden_dropout, rate, epochs in HINTON_LARGE:
+        dropout = [input_dropout, hidden_dropout]
+        teacher = script.train_large_net(
+            data, recipe(0, rate, epochs), run, *dropout, config.max_norm
+        )
+        add_row("large net", [teacher], dropout, rate, epochs, None)
+        teacher_logits = script.predict_by_index(teacher, data.train)
+        logits_of_nets.append(teacher_logits)
+        students = []
+        for seed in (0, 1, 2):
+            students.append(distil(teacher_logits, seed, first_rate, first_epochs, first_alpha))
+        add_row("distilled", students, dropout, first_rate, first_epochs, first_alpha)
+    for rate, epochs, alpha in HINTON_DISTILLED[1:]:
+        student = distil(logits_of_nets[0], 0, rate, epochs, alpha)
+        add_row("distilled", [student], list(HINTON_LARGE[0][:2]), rate, epochs, alpha)
     for rate, epochs in HINTON_SMALL:
-        small = script.train_small_net(data, recipe(0, rate, epochs), this)
-        add("small net", [small], None, rate, epochs)
-    about = {"versions": script.experiment.versions(), "device": script.experiment.device()}
+        small_net = script.train_small_net(data, recipe(0, rate, epochs), run)
+        add_row("small net", [small_net], None, rate, epochs, None)
+
     keys = ("holdout", "batch_size", "temperature", "max_norm")
-    about["config"] = {key: getattr(config, key) for key in keys}
+    about = {
+        "versions": script.experiment.versions(),
+        "device": script.experiment.device(),
+        "config": {key: getattr(config, key) for key in keys},
+    }
     write(name, {**about, "results": results})
 
 

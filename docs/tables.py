@@ -8,8 +8,10 @@ Numbers in sentences are plain text; tests/test_claims.py holds them against the
 """
 
 import ast
+import itertools
 import json
 import re
+from typing import NamedTuple
 
 import measure  # which finds the scripts' modules
 import numpy as np
@@ -31,9 +33,9 @@ def names(name):
 
 def rows(name, row):
     """The rows of one name, in order of their runs and seeds."""
-    found = [x for x in read(name)["results"] if x["name"] == row]
-    assert found, f"docs/results/{name}.json has no row {row!r}"
-    return found
+    rows_of_name = [x for x in read(name)["results"] if x["name"] == row]
+    assert rows_of_name, f"docs/results/{name}.json has no row {row!r}"
+    return rows_of_name
 
 
 def values(name, row, key="test_accuracy"):
@@ -58,8 +60,8 @@ def accuracies(name, row):
     if row.startswith(("members of ", "all of ")):
         key = "members" if row.startswith("members of ") else "ensemble"
         row = row.split(" of ", 1)[1]
-    found = values(name, row, key)
-    return 100 * (found.mean(axis=1) if found.ndim == 2 else found)
+    shares = values(name, row, key)
+    return 100 * (shares.mean(axis=1) if key == "members" else shares)
 
 
 def gain(name, row, other="baseline"):
@@ -70,9 +72,10 @@ def gain(name, row, other="baseline"):
 
 def by_teacher(name, row):
     """The mean accuracy in percent of the students of each teacher."""
-    found = rows(name, row)
-    runs = sorted({x["run"] for x in found})
-    return [100 * np.mean([x["test_accuracy"] for x in found if x["run"] == run]) for run in runs]
+    of_run = {}
+    for x in rows(name, row):
+        of_run.setdefault(x["run"], []).append(100 * x["test_accuracy"])
+    return [np.mean(of_run[run]) for run in sorted(of_run)]
 
 
 def gain_over_teachers(name):
@@ -84,8 +87,8 @@ def gain_over_teachers(name):
 def more_errors(name, row, other):
     """How many more test errors the rows of one name make than those of another: mean, lowest and
     highest."""
-    found = values(name, row, "test_errors") - values(name, other, "test_errors")
-    return found.mean(), found.min(), found.max()
+    errors = values(name, row, "test_errors") - values(name, other, "test_errors")
+    return errors.mean(), errors.min(), errors.max()
 
 
 # %% Words
@@ -99,16 +102,16 @@ def points(number):
     return f"{round(number, 2) + 0.0:+.2f}".replace("-", "−")  # no -0.00
 
 
-def interval(found):
-    return f"{points(found.low)} to {points(found.high)}"
+def interval(gain):
+    return f"{points(gain.low)} to {points(gain.high)}"
 
 
-def in_words(found):
-    return f"{points(found.mean)} ({interval(found)})"
+def in_words(gain):
+    return f"{points(gain.mean)} ({interval(gain)})"
 
 
-def won(found):
-    return f"{found.wins} of {found.pairs}"
+def won(gain):
+    return f"{gain.wins} of {gain.pairs}"
 
 
 def table(header, lines, name=None, note=""):
@@ -126,7 +129,7 @@ def table(header, lines, name=None, note=""):
 HEADLINE = {
     "default": "MNIST, 1,000 labels (default)",
     "all_labels": "MNIST, all 60,000 labels",
-    "digits": "embedded digits, 100 labels (no network)",
+    "digits": "embedded digits, 100 labels (offline)",
 }
 
 
@@ -142,12 +145,12 @@ def headline():
     header = ["data, labels of the students", "teacher", "baseline", "distilled"]
     header += ["gain, points (95 % interval)", "pairs won"]
     commands = " ".join(HEADLINE)
-    note = "Means over five teachers with three pairs of students each; the interval is over the "
-    note += (
+    note = (
+        "Means over five teachers with three pairs of students each; the interval is over the "
         "teachers. Baseline: the student without a teacher. Gain: distilled minus baseline. Pairs "
+        "won: those in which the distilled student is more accurate. "
+        f"Measured by `python docs/measure.py {commands}` ({read('default')['date']})."
     )
-    note += "won: those in which the distilled student is more accurate. "
-    note += f"Measured by `python docs/measure.py {commands}` ({read('default')['date']})."
     return table(header, lines, note=note)
 
 
@@ -180,55 +183,72 @@ def networks(name, compared, more=None, note=""):
     are columns {header: what is shown of a network}."""
     lines = []
     for network, other in compared.items():
-        found = accuracies(name, network)
-        line = [network, f"{found.mean():.2f} %"]
+        of_seeds = accuracies(name, network)
+        line = [network, f"{of_seeds.mean():.2f} %"]
         if other is None:
             line += ["", "", ""]
         else:
             against = gain(name, network, other)
             line += [other, in_words(against), won(against)]
         lines.append(line + [show(network) for show in (more or {}).values()])
-    seeds = len(found)
     header = ["network", "test accuracy", "against", "gain, points (95 % interval)", "seeds won"]
-    return table([*header, *(more or {})], lines, name, f"Means over {seeds} seeds. {note}".strip())
+    note = f"Means over {len(of_seeds)} seeds. {note}".strip()
+    return table([*header, *(more or {})], lines, name, note)
 
 
-def cells(name):
-    """The cells of a search: {labels, kind, batch_size, epochs, learning_rate, accuracy}."""
-    content, found = read(name), {}
+class Settings(NamedTuple):
+    """What a search tries."""
+
+    labels: int | str
+    batch_size: int
+    epochs: int
+    learning_rate: float
+
+
+def searched(name):
+    """What a search found: {settings: {kind of network: its seeds' validation accuracies}}."""
+    content = read(name)
+    cells = {}
     for row in content["results"]:
-        if row["name"] != "teacher" or "teacher" in name:
-            labels = content["runs"][row["run"]]["config"].get("labels", "all")
-            cell = {"labels": labels, "kind": row["name"]}
-            cell |= {key: row[key] for key in ("batch_size", "epochs", "learning_rate")}
-            cell = found.setdefault(tuple(cell.values()), cell | {"accuracy": []})
-            cell["accuracy"].append(row["validation_accuracy"])
-    return list(found.values())
+        if row["name"] == "teacher" and "teacher" not in name:
+            continue  # it teaches the students that are compared
+        labels = content["runs"][row["run"]]["config"].get("labels", "all")
+        settings = Settings(labels, row["batch_size"], row["epochs"], row["learning_rate"])
+        of_kind = cells.setdefault(settings, {})
+        of_kind.setdefault(row["name"], []).append(row["validation_accuracy"])
+    return cells
 
 
 def search(name):
     """A search over settings: accuracy on validation images, the best of each student in bold."""
-    lines, best = {}, {}
-    for cell in cells(name):
-        of = cell["labels"], cell["kind"]
-        best[of] = max(best.get(of, 0), np.mean(cell["accuracy"]))
-    for cell in cells(name):
-        settings = cell["labels"], cell["batch_size"], cell["epochs"], f"{cell['learning_rate']:g}"
-        accuracy = np.mean(cell["accuracy"])
-        bold = accuracy == best[cell["labels"], cell["kind"]]
-        shown = f"**{percent(accuracy)}**" if bold else percent(accuracy)
-        lines.setdefault(settings, {})[cell["kind"]] = shown
-    kinds = [kind for kind in ("baseline", "distilled", "teacher") if kind in lines[settings]]
-    lines = [[*settings, *(shown[kind] for kind in kinds)] for settings, shown in lines.items()]
-    header = ["labels", "batch size", "epochs", "peak learning rate", *kinds]
-    images = read(name)["dataset"]["validation"]
-    return table(header, lines, name, f"Mean accuracy on {images:,} validation images.")
+    cells = searched(name)
+    kinds = list(next(iter(cells.values())))
+    best = {}  # {(labels, kind): accuracy}
+    for settings, of_kind in cells.items():
+        for kind in kinds:
+            column = settings.labels, kind
+            best[column] = max(best.get(column, 0), np.mean(of_kind[kind]))
+    lines = []
+    for settings, of_kind in cells.items():
+        line = [*settings[:3], f"{settings.learning_rate:g}"]
+        for kind in kinds:
+            accuracy = np.mean(of_kind[kind])
+            is_best = accuracy == best[settings.labels, kind]
+            line.append(f"**{percent(accuracy)}**" if is_best else percent(accuracy))
+        lines.append(line)
+    seeds = sorted({len(accuracies) for x in cells.values() for accuracies in x.values()})
+    note = f"Mean accuracy of {' or '.join(map(str, seeds))} seeds on"
+    note += f" {read(name)['dataset']['validation']:,} validation images; bold: the best"
+    note += " of its column with as many labels."
+    return table(
+        ["labels", "batch size", "epochs", "peak learning rate", *kinds], lines, name, note
+    )
 
 
 def counts(name="limited_labels"):
     """The numbers of labels that a run of script 16 compares."""
-    found = [re.fullmatch(r"baseline, (\d+) labels", row) for row in names(name)]
-    return [int(match[1]) for match in found if match]
+    matches = [re.fullmatch(r"baseline, (\d+) labels", row) for row in names(name)]
+    return [int(match[1]) for match in matches if match]
 
 
 def limited_labels(name="limited_labels"):
@@ -290,9 +310,9 @@ def grid_gain(labels, pair, other):
 def chosen():
     """Script advanced/knowledge_distillation.py: the pair that was chosen, and the default."""
     lines = []
-    for labels, found in read("grid")["runs"][0]["grids"].items():
+    for labels, cells in read("grid")["runs"][0]["grids"].items():
         compared = [f"{name}, {labels} labels" for name in ("baseline", "default", "chosen")]
-        t, alpha = found["chosen"]
+        t, alpha = cells["chosen"]
         line = [f"{int(labels):,}", f"T = {t:g}, alpha = {alpha:g}"]
         line += [percent(mean("grid", name)) for name in compared]
         lines.append([*line, in_words(gain("grid", compared[2], compared[1]))])
@@ -352,14 +372,15 @@ def hinton():
 
 def hinton_temperatures():
     """Test errors of smaller students by temperature."""
-    found = {}
+    errors_of = {}  # {units: {temperature: text}}
     for name in names("hinton"):
         if match := re.fullmatch(r"(\d+) units at T = (\S+)", name):
+            units, t = match.groups()
             errors = values("hinton", name, "test_errors")
-            cell = f"{errors.mean():.0f} ± {errors.std(ddof=1):.0f}"
-            found.setdefault(match[1], {})[match[2]] = cell
-    header = ["errors, mean ± sd", *(f"T = {t}" for t in next(iter(found.values())))]
-    lines = [[f"{units} units a layer", *cells.values()] for units, cells in found.items()]
+            text = f"{errors.mean():.0f} ± {errors.std(ddof=1):.0f}"
+            errors_of.setdefault(units, {})[t] = text
+    header = ["errors, mean ± sd", *(f"T = {t}" for t in next(iter(errors_of.values())))]
+    lines = [[f"{units} units a layer", *texts.values()] for units, texts in errors_of.items()]
     return table(header, lines, "hinton")
 
 
@@ -374,8 +395,8 @@ def hinton_search():
     header = ["network", "dropout of the large net: inputs and hidden units", "peak rate", "epochs"]
     note = (
         "Errors on 10,000 validation images, one number a seed. A student is taught by the large "
+        "net above it or, of those further down, by the first."
     )
-    note += "net above it or, of those further down, by the first."
     return table([*header, "alpha", "errors"], lines, "hinton_tuning", note)
 
 
@@ -401,70 +422,76 @@ def temperature():
 def code(file, *names):
     """Top-level functions or classes of a file, with their decorators."""
     source = (ROOT / file).read_text()
-    found = []
+    pieces = []
     for name in names:
         [node] = [x for x in ast.parse(source).body if getattr(x, "name", None) == name]
         first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
-        found.append("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
-    return "```python\n" + "\n\n\n".join(found) + "\n```"
+        pieces.append("\n".join(source.splitlines()[first - 1 : node.end_lineno]))
+    return "```python\n" + "\n\n\n".join(pieces) + "\n```"
 
 
 def flags(file):
     """The flags of a script, from the sentences below the fields of its Config."""
-    own, common = code(file, "Config"), code("examples/experiment.py", "CommonFlags")
-    pattern = r'^ {4}(\w+): (?:[^\n]*?|[^\n]*\[\n.*?\n {4}\]) = ([^\n]+)\n {4}"""(.*?)"""'
     lines = []
-    for name, default, text in re.findall(pattern, own + "\n" + common, re.MULTILINE | re.DOTALL):
-        flag = ("--no-" if default == "True" else "--") + name.replace("_", "-")
-        shown = {"True": "on", "False": "off", "None": ""}.get(default, f"`{default}`")
-        lines.append([f"`{flag}`", shown, " ".join(text.split()).replace("<", "&lt;")])
+    for path, name in ((file, "Config"), ("examples/experiment.py", "CommonFlags")):
+        source = (ROOT / path).read_text()
+        [config] = [x for x in ast.parse(source).body if getattr(x, "name", None) == name]
+        for field, sentence in itertools.pairwise(config.body):
+            if isinstance(field, ast.AnnAssign):
+                default = ast.get_source_segment(source, field.value)
+                flag = field.target.id.replace("_", "-")
+                flag = f"`--no-{flag}`" if default == "True" else f"`--{flag}`"
+                shown = {"True": "on", "False": "off", "None": ""}.get(default, f"`{default}`")
+                text = " ".join(sentence.value.value.split()).replace("<", "&lt;")
+                lines.append([flag, shown, text])
     return table(["flag", "default", "meaning"], lines)
 
 
 # %% Speed
 
 
-def measured_on(found):
-    return f"Measured by `{found['command']}` on {found['device']} ({found['date']})."
+def measured_on(benchmark):
+    command, device, date = (benchmark[key] for key in ("command", "device", "date"))
+    return f"Measured by `{command}` on {device} ({date})."
 
 
 def jobs():
     """Whole jobs: seconds, ours against each, and what they reach."""
-    found, lines = read("compare")["jobs"], []
-    for who, job in found["runs"].items():
-        ratio = found["ratios"].get(f"ours ÷ {who}")
+    benchmark, lines = read("compare")["jobs"], []
+    for who, job in benchmark["runs"].items():
+        ratio = benchmark["ratios"].get(f"ours ÷ {who}")
         line = [who, f"{np.median(job['seconds']):.0f}", f"{ratio[0]:.2f}" if ratio else ""]
         line.append(f"{job['peak_memory_gb']:.1f} GB")
         for network in ("teacher", "distilled", "baseline"):
             line.append(percent(np.mean([run[network] for run in job["accuracy"]])))
         lines.append(line)
     header = ["run", "seconds", "ours ÷ this", "peak memory", "teacher", "distilled", "baseline"]
-    return table(header, lines, note=measured_on(found))
+    return table(header, lines, note=measured_on(benchmark))
 
 
 def steps():
     """A step of ours in milliseconds, and against each peer: medians."""
-    found = read("compare")["steps"]
-    peers = [x for x in found["milliseconds"]["student step"] if x != "ours"]
+    benchmark = read("compare")["steps"]
+    peers = [x for x in benchmark["milliseconds"]["student step"] if x != "ours"]
     lines = []
-    for case, times in found["milliseconds"].items():
+    for case, times in benchmark["milliseconds"].items():
         if "ours" in times:
-            ratios = [found["ratios"].get(f"{case} ÷ {peer}") for peer in peers]
+            ratios = [benchmark["ratios"].get(f"{case} ÷ {peer}") for peer in peers]
             line = [case, f"{np.median(times['ours']):.1f}"]
             lines.append(line + [f"{ratio[0]:.2f}" if ratio else "" for ratio in ratios])
     header = ["batch of 128", "ours, milliseconds", *(f"ours ÷ {peer}" for peer in peers)]
-    note = f"Medians of {found['rounds']} rounds in turns."
-    return table(header, lines, note=f"{note} {measured_on(found)}")
+    note = f"Medians of {benchmark['rounds']} rounds in turns."
+    return table(header, lines, note=f"{note} {measured_on(benchmark)}")
 
 
-def slower_without(part, case, base):
+def slower_without(part, without, with_measure):
     """How many times as long a step takes in one case as in another: {network: median}."""
-    found = read("breakdown")[part]
-    step = {
-        network: [np.array(cases[x])[:, 0] for x in (case, base)]
-        for network, cases in found.items()
-    }
-    return {network: np.median(one / other) for network, (one, other) in step.items()}
+    slower = {}
+    for network, cases in read("breakdown")[part].items():
+        milliseconds = np.array(cases[without])[:, 0]
+        faster_milliseconds = np.array(cases[with_measure])[:, 0]
+        slower[network] = np.median(milliseconds / faster_milliseconds)
+    return slower
 
 
 def measures():
@@ -482,8 +509,8 @@ def measures():
     }
     lines = []
     for title, case in cases.items():
-        found = slower_without(*case)
-        lines.append([title, *(f"{found[x]:.2f}" for x in ("StudentCNN", "TeacherCNN"))])
+        slower = slower_without(*case)
+        lines.append([title, *(f"{slower[x]:.2f}" for x in ("StudentCNN", "TeacherCNN"))])
     header = ["without", "student's step takes", "teacher's step takes"]
     note = "Times as long, medians of three processes in turns."
     return table(header, lines, note=f"{note} {measured_on(read('breakdown'))}")
@@ -491,11 +518,12 @@ def measures():
 
 def stacked():
     """A student's step in a stack of students, against one alone."""
-    found = read("stacked")
-    single = np.array(found["steps"]["single"])
+    benchmark = read("stacked")
+    single = np.array(benchmark["steps"]["single"])
     lines = []
-    for name, each in found["steps"].items():
+    for name, each in benchmark["steps"].items():
         ratio = np.median(np.array(each) / single)
         lines.append([name, f"{np.median(each):.1f}", f"{ratio:.2f}"])
-    note = f"Medians of {len(single)} rounds in turns, also of the quotients. {measured_on(found)}"
+    note = f"Medians of {len(single)} rounds in turns, also of the quotients."
+    note = f"{note} {measured_on(benchmark)}"
     return table(["", "ms a student's step", "÷ single"], lines, note=note)

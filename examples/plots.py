@@ -38,6 +38,15 @@ def title_of_gain(names, others, accuracies, other_accuracies):
     return f"{names} and {others}: no difference found"
 
 
+def draw_gain(axes, y, gains, mean_gain, colour):
+    """A row of a figure of gains: the seeds' gains as points, the mean and its interval in black.
+    `mean_gain` is what `paired_difference` returned, or None without an interval."""
+    axes.plot(gains, np.full(len(gains), y), "o", color=colour, alpha=0.5)
+    if mean_gain is not None:
+        interval = [[mean_gain.mean - mean_gain.low], [mean_gain.high - mean_gain.mean]]
+        axes.errorbar(mean_gain.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+
+
 def draw_gains(accuracies, title, baseline="baseline", colours=None):
     """Gains over a baseline, the largest on top: every seed as a point, the mean and its 95 %
     interval on top.
@@ -57,11 +66,10 @@ def draw_gains(accuracies, title, baseline="baseline", colours=None):
     axes = figure.subplots()
     for y, name in enumerate(names):
         colour = (colours or {}).get(name, colour_of(name))
-        axes.plot(gains[name], np.full(len(gains[name]), y), "o", color=colour, alpha=0.5)
+        gain = None
         if len(gains[name]) > 1:
             gain = paired_difference(accuracies[name], accuracies[baseline])
-            interval = [[gain.mean - gain.low], [gain.high - gain.mean]]
-            axes.errorbar(gain.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+        draw_gain(axes, y, gains[name], gain, colour)
     axes.axvline(0, color=COLOURS["baseline"], zorder=0)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     black = "; black: mean and 95 % interval" if len(accuracies[baseline]) > 1 else ""
@@ -113,7 +121,8 @@ def draw_soft_targets(data, logits):
     its logits [N, C]. Returns the figure, and {index of image: its logits} of those shown."""
     split, classes = data.test, np.arange(logits.shape[-1])
     right = logits.argmax(-1) == split.label
-    unsure = np.argsort(np.where(right, jax.nn.softmax(logits).max(-1), 2))[:4]
+    confidence = jax.nn.softmax(logits).max(-1)
+    unsure = np.argsort(np.where(right, confidence, np.inf))[:4]  # wrong answers come last
     top = float(jax.nn.softmax(logits[unsure]).max(initial=0.5))  # the largest bar
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     panels = figure.subplots(2, 4, width_ratios=(2, 3, 2, 3)).reshape(4, 2)

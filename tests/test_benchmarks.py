@@ -251,3 +251,10 @@ common.run(main)
         assert benchmark.stderr.read().splitlines()[-1].startswith("Stopped.")
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_what_the_clock_is_put_around_exists(kd):
+    for holder, attribute, _ in breakdown.CLOCKED:
+        assert callable(getattr(holder, attribute))
+    for attribute, _ in breakdown.CLOCKED_OF_SCRIPT:
+        assert callable(getattr(kd, attribute))

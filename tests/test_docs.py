@@ -6,18 +6,21 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 import urllib.parse
 from pathlib import Path
 
 import experiment
 import figures
 import measure
+import numpy as np
 import pytest
 import tables
 from conftest import PAGES, ROOT, SCRIPTS
 from PIL import Image
-from utils import UserError
+from utils import Data, Split, UserError
 
+SPLIT = Split(np.zeros((3, 28, 28, 1), np.uint8), np.array([1, 1, 2]), np.arange(3))
 COG = ["-P", "-I", "docs", "-p", "from tables import *"]
 
 
@@ -53,7 +56,7 @@ def test_no_table_stands_twice():
 
 def test_figures_are_those_of_the_results():
     gains = Image.open(tables.RESULTS / "gains.png")
-    assert gains.info["Source"] == figures.source()
+    assert gains.info["Source"] == figures.fingerprint_of_results()
     of_results = {"gains.png"}
     for name, pictures in measure.FIGURES.items():
         of_results |= pictures.keys()
@@ -227,3 +230,46 @@ def test_the_tests_that_hold_the_statements_exist():
     assert len(named) > 200
     for file, name in named:
         assert f"\ndef {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"
+
+
+def test_the_search_of_script_25_pairs_students_with_their_large_net(tmp_path, monkeypatch):
+    """A student of a large net has that net's logits; those further down have the first one's."""
+    asked = []
+
+    def start(config, share_batches):
+        return types.SimpleNamespace(data=Data("d", "s", None, SPLIT, "validation"))
+
+    def large(data, recipe, run, *dropout_and_norm):
+        return ("large", *dropout_and_norm, *recipe)
+
+    def distilled(name, units, teacher_logits, data, images, recipe, run, temperature, alpha):
+        asked.append((teacher_logits[:3], recipe, alpha))
+        return "student"
+
+    script = types.SimpleNamespace(
+        Config=lambda **given: types.SimpleNamespace(temperature=20.0, max_norm=2.0, **given),
+        Recipe=lambda seed, epochs, batch_size, rate, schedule: (seed, rate, epochs),
+        experiment=types.SimpleNamespace(start=start, versions=dict, device=str),
+        train_large_net=large,
+        train_distilled_net=distilled,
+        train_small_net=lambda data, recipe, run: "small",
+        predict=lambda network, split: np.eye(10)[[1, 2, 2]],
+        predict_by_index=lambda network, split: network,
+    )
+    monkeypatch.setattr(measure, "load", lambda _: script)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    measure.search_hinton("found")
+    rows = json.loads((tmp_path / "found.json").read_text())["results"]
+    nets = len(measure.HINTON_LARGE)
+    students = [row for row in rows if row["name"] == "distilled"]
+    assert len(students) == nets + len(measure.HINTON_DISTILLED) - 1
+    assert [row["errors"] for row in students[:nets]] == [[1, 1, 1]] * nets
+    for k, (*dropout, _, _) in enumerate(measure.HINTON_LARGE):
+        assert students[k]["dropout"] == dropout
+        assert [x[0][1:3] for x in asked[3 * k : 3 * k + 3]] == [tuple(dropout)] * 3
+        assert [x[1][0] for x in asked[3 * k : 3 * k + 3]] == [0, 1, 2]
+    for (_, recipe, alpha), settings in zip(
+        asked[3 * nets :], measure.HINTON_DISTILLED[1:], strict=True
+    ):
+        assert (*recipe[1:], alpha) == settings
+    assert len([row for row in rows if row["name"] == "small net"]) == len(measure.HINTON_SMALL)

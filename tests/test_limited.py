@@ -484,16 +484,16 @@ def test_fidelity_and_calibration(digits, tmp_path):
 
 def test_recipes_are_the_best_of_the_searches(limited):
     """No number is typed by hand: each is the cell of the best mean on validation images."""
-    cells = tables.cells("limited_tuning")
-    for cell in tables.cells("tuning"):
-        if cell["labels"] == "all":
-            cells.append(cell | {"labels": 50_000})
-    assert {cell["labels"] for cell in cells} == set(limited.RECIPES)
+    cells = tables.searched("limited_tuning")
+    for settings, accuracies in tables.searched("tuning").items():
+        if settings.labels == "all":
+            cells[settings._replace(labels=50_000)] = accuracies
+    assert {settings.labels for settings in cells} == set(limited.RECIPES)
     for labels, kinds in limited.RECIPES.items():
         for kind, recipe in kinds.items():
-            own = [c for c in cells if c["labels"] == labels and c["kind"] == kind]
-            best = max(own, key=lambda cell: np.mean(cell["accuracy"]))
-            assert recipe == (best["learning_rate"], best["epochs"])
+            own = {x: np.mean(cells[x][kind]) for x in cells if x.labels == labels}
+            best = max(own, key=own.get)
+            assert recipe == (best.learning_rate, best.epochs)
 
 
 def test_the_results_are_of_these_recipes(limited, many):

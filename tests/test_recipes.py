@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import EXAMPLES, SCRIPTS, load
 from flax import nnx
-from tables import cells, read
+from tables import read, searched
 
 OWN_TRANSFORM = [x for x in SCRIPTS if "def make_transform(" in (EXAMPLES / x).read_text()]
 WITH_TEACHER = [x for x in SCRIPTS if "class TeacherCNN(" in (EXAMPLES / x).read_text()]
@@ -61,12 +61,12 @@ def test_the_seed_decides_the_dropout_and_batchnorm_follows_fast(script):
 
 def means_of_both(search, labels, *settings):
     """{settings: the mean accuracy of both students}, of a search, for so many labels."""
-    sums = {}
-    for cell in cells(search):
-        if cell["labels"] == labels:
-            recipe = tuple(cell[key] for key in settings)
-            sums[recipe] = sums.get(recipe, 0) + np.mean(cell["accuracy"]) / 2
-    return sums
+    means = {}
+    for cell, accuracies in searched(search).items():
+        if cell.labels == labels:
+            recipe = tuple(getattr(cell, key) for key in settings)
+            means[recipe] = np.mean([np.mean(accuracies[x]) for x in ("baseline", "distilled")])
+    return means
 
 
 def test_the_recipe_for_1000_labels_is_the_best_of_its_search_for_both_students(kd, many):
@@ -89,25 +89,27 @@ def test_the_recipe_for_all_labels_has_the_fewest_epochs_near_the_best(kd, many)
 
 def test_the_recipe_of_the_digits_is_the_best_of_its_search_for_both_students(kd, digits):
     means = means_of_both("digits_tuning", 100, "epochs", "batch_size", "learning_rate")
-    assert len(cells("digits_tuning")) == 2 * len(means)
+    assert len(searched("digits_tuning")) == len(means)
     assert kd.student_recipe(kd.Config(), digits, 7, 100)[1:4] == max(means, key=means.get)
 
 
 @pytest.mark.parametrize("name", ["tuning", "limited_tuning", "digits_tuning"])
 def test_both_students_had_the_same_trials_on_images_held_out(name):
-    trials = {"baseline": [], "distilled": []}
-    for cell in cells(name):
-        settings = {k: v for k, v in cell.items() if k not in ("kind", "accuracy")}
-        trials[cell["kind"]].append((settings, len(cell["accuracy"])))
-    assert trials["baseline"] == trials["distilled"]
+    for accuracies in searched(name).values():
+        assert accuracies.keys() == {"baseline", "distilled"}
+        assert len(accuracies["baseline"]) == len(accuracies["distilled"]) > 1
     assert read(name)["dataset"]["validation"] == (297 if name == "digits_tuning" else 10_000)
 
 
 def test_the_teacher_has_the_epochs_of_its_search(kd, digits, many):
     """On MNIST the better of two, on the digits the fewest with which it does best."""
-    of_digits = {x["epochs"]: np.mean(x["accuracy"]) for x in cells("digits_teacher_tuning")}
+
+    def by_epochs(search):
+        return {x.epochs: np.mean(found["teacher"]) for x, found in searched(search).items()}
+
+    of_digits = by_epochs("digits_teacher_tuning")
     best = max(of_digits.values())
     wanted = min(epochs for epochs, mean in of_digits.items() if mean == best)
     assert kd.fill_in_defaults(kd.Config(), digits).teacher_epochs == wanted
-    of_mnist = {x["epochs"]: np.mean(x["accuracy"]) for x in cells("teacher_tuning")}
+    of_mnist = by_epochs("teacher_tuning")
     assert kd.fill_in_defaults(kd.Config(), many).teacher_epochs == max(of_mnist, key=of_mnist.get)

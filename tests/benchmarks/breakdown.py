@@ -91,26 +91,36 @@ def ask(task, folder, env, cwd=None, **how):
     return common.ask(__file__, str(folder), "--task", json.dumps([task, how]), env=env, cwd=cwd)
 
 
+# What a clock is put around, and the part that it belongs to.
+CLOCKED = (
+    (utils, "load_data", "data"),
+    (utils, "predict", "evaluation"),  # within `evaluate`
+    (utils, "latency_ms", "latency"),
+    (plots, "draw_epochs", "figure"),
+    (plots, "draw_soft_targets", "figure"),
+    (experiment.Run, "save_figure", "figure"),
+    (experiment.Run, "finish", "figure"),
+    (experiment.Training, "_write", "checkpoints"),
+    (experiment.Training, "_restore", "checkpoints"),
+)
+CLOCKED_OF_SCRIPT = (
+    ("predict", "evaluation"),
+    ("predict_by_index", "teacher's logits"),
+    ("train_teacher", "teacher"),
+    ("train_student_with_distillation", "distilled student"),
+    ("train_student_baseline", "baseline student"),
+)
+
+
 def timed_job(folder, flags):
     """Script 15's main with a clock in it: the seconds of its parts."""
     clock, kd = Clock(), load(common.SCRIPT)
     clock.seconds["imports"] = time.perf_counter() - BEGUN
     jax.monitoring.register_event_duration_secs_listener(clock.compiled)
-    clock.around(utils, "load_data", "data")
-    clock.around(utils, "predict", "evaluation")  # within `evaluate`
-    clock.around(kd, "predict", "evaluation")
-    clock.around(kd, "predict_by_index", "teacher's logits")
-    clock.around(utils, "latency_ms", "latency")
-    clock.around(plots, "draw_run", "figure")
-    clock.around(experiment.Run, "finish", "figure")
-    clock.around(experiment.Training, "_write", "checkpoints")
-    clock.around(experiment.Training, "_restore", "checkpoints")
-    for name, title in (
-        ("train_teacher", "teacher"),
-        ("train_student_with_distillation", "distilled student"),
-        ("train_student_baseline", "baseline student"),
-    ):
-        clock.around(kd, name, title)
+    for holder, attribute, part in CLOCKED:
+        clock.around(holder, attribute, part)
+    for attribute, part in CLOCKED_OF_SCRIPT:
+        clock.around(kd, attribute, part)
     with clock.part("the rest"):
         kd.main(experiment.parse(kd.Config, ["--data-dir", str(folder), *flags]))
     return clock.seconds
