@@ -145,7 +145,8 @@ class StudentCNN(nnx.Module):
 # float32 first, where the teacher's small probabilities survive. For a project of your own, copy
 # this cell and `train_student_step`: they need JAX, Flax and Optax alone. In a loss of your own:
 #
-#     total, hard, soft = distillation_loss(student(images), teacher(images), labels)
+#     teacher_logits = teacher(images, train=False)
+#     total, hard, soft = distillation_loss(student(images, train=True), teacher_logits, labels)
 
 
 def at_least_float32(logits):
@@ -196,7 +197,7 @@ def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, a
 # `train_step` learns from the labels alone: the teacher, and the student without a teacher.
 # `train_student_step` distils. The teacher is frozen: by default its logits come from a table that
 # `train_student_with_distillation` fills once; without one it runs here in inference mode, outside
-# of what is differentiated. The optimizer has the student's weights alone.
+# of what is differentiated. Gradients and `optimizer.update` are for the student alone.
 
 
 @nnx.jit
@@ -310,8 +311,8 @@ def train_student_with_distillation(
 
 # %% Settings
 # What a flag leaves open is chosen here. Epochs and learning rates were searched on validation
-# images, with the same budget for both students, and test images chose nothing. Both students have
-# one recipe, so that they differ in nothing but the teacher. (Script 16 gives each its own.)
+# images, with the same budget for both students (docs/provenance.md). Both have one recipe, so that
+# they differ in nothing but the teacher. (Script 16 gives each its own.)
 
 
 def fill_in_defaults(config, data):
@@ -412,7 +413,9 @@ def main(config):
     run.save_figure(soft_figure, "soft_targets.png")
     errors = 100 - np.mean(run.accuracies("distilled"))
     baseline_errors = 100 - np.mean(run.accuracies("baseline"))
-    title = f"Distilled students make {errors / baseline_errors:.2f} times the baselines' errors"
+    change = 100 * (errors / baseline_errors - 1)  # in percent
+    words = f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'} errors"
+    title = f"Distilled students make {words} than baselines"
     figure = plots.draw_epochs(run.rows, data, title)
     gain = run.compare("distilled", "baseline")
     if config.seeds == 1:  # could this pair's difference be chance, on these images?

@@ -89,7 +89,7 @@ class CommonFlags:
     """Folder with the dataset's four IDX files (default: <DATASET>_DATA_DIR, an earlier download, a
     download)."""
     dataset: Literal["mnist", "fashion_mnist", "kmnist", "digits"] = "mnist"
-    """The dataset. The digits are embedded in scikit-learn and need no network."""
+    """The dataset. The digits are embedded in scikit-learn and work offline."""
     holdout: Annotated[int, Range(0)] = 0
     """Score on this many images held out of training, and leave the test images alone."""
     quick: bool = False
