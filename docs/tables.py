@@ -103,7 +103,8 @@ def points(number):
 
 
 def interval(gain):
-    return f"{points(gain.low)} to {points(gain.high)}"
+    """The ends of an interval keep their sign: −0.00 says that 0 is inside."""
+    return f"{gain.low:+.2f} to {gain.high:+.2f}".replace("-", "−")
 
 
 def in_words(gain):
