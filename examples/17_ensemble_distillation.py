@@ -13,7 +13,7 @@ images) err on different images, so their mean usually errs less than each of th
 the mean of their probabilities, one from the mean of their logits, one from the first teacher
 alone, and one from a teacher drawn anew for each batch. A baseline learns from the labels alone.
 
-    python examples/17_ensemble_distillation.py             # 4 teachers: 3 to 4 minutes on 2 cores
+    python examples/17_ensemble_distillation.py             # 4 teachers: 4 to 5 minutes on 2 cores
     python examples/17_ensemble_distillation.py --subsets   # each teacher draws its own images
     python examples/17_ensemble_distillation.py --seeds 5   # five repetitions, 20 teachers
     python examples/17_ensemble_distillation.py --quick     # 2 teachers: about a minute

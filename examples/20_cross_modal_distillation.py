@@ -445,7 +445,7 @@ def soft_target_loss(logits, soft_targets, temperature=1.0):
     if logits.shape != soft_targets.shape:
         shapes = f"logits {logits.shape}, soft_targets {soft_targets.shape}"
         raise ValueError(f"{shapes}: must be of the same shape [B, C]")
-    # loss = T² · KL(soft targets ‖ p), p at temperature T, mean over the batch
+    # loss = T² · KL(soft targets ‖ q), q = softmax(logits / T), mean over the batch
     log_probs = jax.nn.log_softmax(logits / temperature)
     return temperature**2 * optax.losses.kl_divergence(log_probs, soft_targets).mean()
 

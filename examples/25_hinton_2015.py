@@ -12,7 +12,7 @@ neither, at a high temperature. Then digits are taken out of the transfer set, t
 student learns from: a student that has never seen a 3 still knows most of them. It knows more of
 them when it is told how frequent they are.
 
-    python examples/25_hinton_2015.py             # one seed: 9 minutes on 2 CPU cores
+    python examples/25_hinton_2015.py             # one seed: about 10 minutes on 2 CPU cores
     python examples/25_hinton_2015.py --seeds 5   # five seeds, each with a large net of its own
     python examples/25_hinton_2015.py --quick     # a first look: under a minute
 

@@ -12,7 +12,7 @@ are smoothed evenly, as strongly as suits the validation images; twice the steps
 answers as hard labels, on the labelled and on all images; its dark knowledge permuted; a weak
 teacher, and a blank one. With alpha = 1 the distilled student must be the baseline to the last bit.
 
-    python examples/advanced/controls.py           # 3 seeds: 7 to 27 minutes on 2 cores
+    python examples/advanced/controls.py           # 3 seeds: 5 to 10 minutes on 2 cores
     python examples/advanced/controls.py --quick   # a first look: a minute
 
 Label smoothing: Szegedy et al., 2016, arXiv:1512.00567. Permuted dark knowledge: Furlanello et al.,
@@ -199,10 +199,10 @@ def smoothed_loss(logits, labels, smoothing):
         raise ValueError(
             f"logits {logits.shape} and labels {jnp.shape(labels)} must be [B, C], [B]"
         )
-    # q = (1 − ε) · one-hot(label) + ε / C
+    # t = (1 − ε) · one-hot(label) + ε / C
     one_hot = jax.nn.one_hot(labels, logits.shape[-1])
     targets = optax.smooth_labels(one_hot, smoothing)
-    # loss = −Σ_c q_c · log p_c, mean over the batch
+    # loss = −Σ_c t_c · log q_c, q = softmax(logits), mean over the batch
     return optax.losses.softmax_cross_entropy(logits, targets).mean()
 
 

@@ -12,7 +12,7 @@ factor T² the gradient of the soft loss falls as 1/T², with it it stays level.
 grows, the soft targets approach (1 + (z − mean z) / T) / C, so that matching them becomes matching
 logits.
 
-    python examples/advanced/temperature.py              # about 3 minutes on 2 CPU cores
+    python examples/advanced/temperature.py              # 2 to 4 minutes on 2 CPU cores
     python examples/advanced/temperature.py --seeds 5    # five students
     python examples/advanced/temperature.py --quick      # a first look: under a minute
 
