@@ -720,7 +720,6 @@ CLAIMS = {
                 ),
             ),
         ),
-        ),
         (
             "on all images a student gains {} points ({}). Soft targets add {} points ({}).",
             lambda: (
