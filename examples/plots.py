@@ -29,7 +29,8 @@ def title_of_gain(names, others, accuracies, other_accuracies):
       accuracies, other_accuracies: of both, in percent, paired by seed.
     """
     if len(accuracies) == 1:
-        return f"{names} − {others}: {accuracies[0] - other_accuracies[0]:+.2f} points (one seed)"
+        difference = f"{accuracies[0] - other_accuracies[0]:+.2f}".replace("-", "−")
+        return f"{names} − {others}: {difference} points (one seed)"
     gain = paired_difference(accuracies, other_accuracies)
     if gain.low > 0:
         return f"{names} beat {others} by {gain.mean:.2f} points"
