@@ -144,6 +144,8 @@ def run(command, folder):
     RUNNING[:] = [process]
     errors = process.communicate()[1]
     RUNNING.clear()
+    if process.returncode < 0:
+        errors += f"ended with signal {-process.returncode}"
     require(process.returncode == 0, f"{command}: {errors}")
     return json.loads((ROOT / folder / "results.json").read_text())
 
@@ -187,8 +189,9 @@ def measure(name):
 def write(name, content):
     """Writes the JSON, and keeps the pictures that belong to it beside it."""
     head = {"command": f"python docs/measure.py {name}", "date": str(datetime.date.today())}
-    for picture, file in FIGURES.get(name, {}).items():
-        png = (ROOT / RUNS / name / "0" / file).read_bytes()
+    folder = ROOT / RUNS / name / "0"
+    pictures = {new: (folder / file).read_bytes() for new, file in FIGURES.get(name, {}).items()}
+    for picture, png in pictures.items():
         write_whole(RESULTS / picture, png)
         head.setdefault("figures", {})[picture] = hashlib.sha256(png).hexdigest()
     text = json.dumps(head | content, indent=1, ensure_ascii=False) + "\n"
@@ -287,6 +290,7 @@ def main(names):
         print(f"{__doc__.strip()}\n\nThere is: {', '.join(known)}.")
         return 0 if not names or set(names) & {"-h", "--help"} else 2
     os.chdir(ROOT)
+    require(os.access(RESULTS, os.W_OK), f"{RESULTS}: cannot be written")
     for name in names:
         begun = time.perf_counter()
         if name in EXPERIMENTS:
@@ -298,7 +302,7 @@ def main(names):
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     try:
         sys.exit(main(sys.argv[1:]))

@@ -64,9 +64,18 @@ def accuracies(name, row):
     return 100 * (shares.mean(axis=1) if key == "members" else shares)
 
 
+def seeds_of(name, row):
+    """The runs and seeds of the rows of one name. Networks of one repetition have its seed."""
+    of_name = [x for x in read(name)["results"] if x["name"] == row]
+    return [(x["run"], x.get("repetition", x["seed"])) for x in of_name]
+
+
 def gain(name, row, other="baseline"):
     """How much more accurate the rows of one name are than those of another, in points: mean, low,
-    high (95 % interval), wins, pairs."""
+    high (95 % interval), wins, pairs. They are paired by run and seed."""
+    seeds, other_seeds = seeds_of(name, row), seeds_of(name, other)
+    if seeds and other_seeds:  # else one of them is a group or the best of several rows
+        assert seeds == other_seeds, f"docs/results/{name}.json: {row} and {other} are no pairs"
     return paired_difference(accuracies(name, row), accuracies(name, other))
 
 
@@ -314,7 +323,8 @@ def chosen():
     for labels, cells in read("grid")["runs"][0]["grids"].items():
         compared = [f"{name}, {labels} labels" for name in ("baseline", "default", "chosen")]
         t, alpha = cells["chosen"]
-        line = [f"{int(labels):,}", f"T = {t:g}, alpha = {alpha:g}"]
+        count = labels if labels == "all" else f"{int(labels):,}"
+        line = [count, f"T = {t:g}, alpha = {alpha:g}"]
         line += [percent(mean("grid", name)) for name in compared]
         lines.append([*line, in_words(gain("grid", compared[2], compared[1]))])
     header = ["labels", "pair chosen on validation images"]

@@ -411,11 +411,9 @@ def main(config):
     run.measure_inference("distilled", distilled)
     soft_figure, soft_targets = plots.draw_soft_targets(data, teacher_logits)
     run.save_figure(soft_figure, "soft_targets.png")
-    errors = 100 - np.mean(run.accuracies("distilled"))
-    baseline_errors = 100 - np.mean(run.accuracies("baseline"))
-    change = 100 * (errors / baseline_errors - 1)  # in percent
-    words = f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'} errors"
-    title = f"Distilled students make {words} than baselines"
+    title = plots.title_of_errors(
+        "Distilled students", "baselines", run.accuracies("distilled"), run.accuracies("baseline")
+    )
     figure = plots.draw_epochs(run.rows, data, title)
     gain = run.compare("distilled", "baseline")
     if config.seeds == 1:  # could this pair's difference be chance, on these images?

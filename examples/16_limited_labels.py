@@ -502,18 +502,24 @@ def draw(run, counts):
 
 
 def say_where_distillation_pays(run, counts):
-    """The figure's message: with how many labels the distilled students beat the baselines."""
+    """The figure's message: with how many labels the distilled students beat the baselines, or are
+    behind them."""
     if len(run.accuracies(name_of("baseline", counts[0]))) == 1:
         return "Errors of one student of each kind"
-    pays = []
+    ahead, behind = [], []
     for count in counts:
         distilled = run.accuracies(name_of("distilled", count))
-        baseline = run.accuracies(name_of("baseline", count))
-        if paired_difference(distilled, baseline).low > 0:
-            pays.append(f"{count:,}")
-    if not pays:
-        return "Distilled students and baselines: no difference found"
-    return f"Distilled students beat baselines with {', '.join(pays)} labels"
+        gain = paired_difference(distilled, run.accuracies(name_of("baseline", count)))
+        if gain.low > 0:
+            ahead.append(f"{count:,}")
+        if gain.high < 0:
+            behind.append(f"{count:,}")
+    messages = []
+    if ahead:
+        messages.append(f"Distilled students beat baselines with {', '.join(ahead)} labels")
+    if behind:
+        messages.append(f"Distilled students are behind baselines with {', '.join(behind)} labels")
+    return "\n".join(messages) or "Distilled students and baselines: no difference found"
 
 
 # %% Main

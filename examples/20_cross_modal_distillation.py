@@ -702,16 +702,18 @@ def draw(run, config):
     the means, and a dashed line for the teacher of each kind."""
     figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
+    shares = sorted(config.noise)
     colours = {"image": plots.COLOURS["distilled"], "text": "tab:green"}
     for kind, colour in colours.items():
         means = []
-        for noise in config.noise:
+        for noise in shares:
             accuracies = run.accuracies(f"{kind} student{name_ending(noise, config)}")
             errors = plots.to_errors(accuracies, run.data)
             axes.plot([100 * noise] * len(errors), errors, "o", color=colour, alpha=0.5)
             means.append(errors.mean())
-        percent = [100 * noise for noise in config.noise]
-        axes.plot(percent, means, "-", color=colour, label=f"{kind} student")
+        axes.plot(
+            [100 * noise for noise in shares], means, "-", color=colour, label=f"{kind} student"
+        )
     for kind, style in (("image", "--"), ("text", ":")):
         errors = plots.to_errors(np.mean(run.accuracies(f"{kind} teacher")), run.data)
         axes.axhline(
@@ -730,12 +732,13 @@ def say_what_image_students_bear(run, config):
     borne = {}  # {share of wrong captions: errors in percent}
     for noise in config.noise:
         errors = 100 - np.mean(run.accuracies(f"image student{name_ending(noise, config)}"))
+        errors = round(abs(errors), 1)
         if errors < 10:
             borne[noise] = errors
     if not borne:
         return "Image students make more than 10 % errors with every share of wrong captions"
     most = max(borne)
-    return f"With {100 * most:g} % wrong captions image students make {borne[most]:.1f} % errors"
+    return f"With {100 * most:g} % wrong captions image students make {borne[most]} % errors"
 
 
 # %% Main

@@ -576,14 +576,17 @@ def draw(run):
         colour = colours.get(name, plots.COLOURS["distilled"])
         axes.plot(errors[name], np.full(len(errors[name]), y), "o", color=colour, alpha=0.5)
         if len(errors[name]) > 1:
-            mean = paired_difference(errors[name], np.zeros(len(errors[name])))
-            low = max(mean.low, mean.mean / 2)  # a logarithm has no place for less than 0
-            interval = [[mean.mean - low], [mean.high - mean.mean]]
-            axes.errorbar(mean.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+            # Of the logarithms, as the axis has them: an interval that cannot pass below 0.
+            log = paired_difference(np.log(errors[name]), np.zeros(len(errors[name])))
+            mean, low, high = np.exp([log.mean, log.low, log.high])
+            interval = [[mean - low], [high - mean]]
+            axes.errorbar(mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
     paper = np.array(list(PAPER.values())) / 100  # of 10,000 images, in percent
     places = [names.index(name) for name in PAPER]
     axes.plot(paper, places, "kD", fillstyle="none", label="the paper, on MNIST")
-    axes.set(xscale="log", xlabel=f"{run.data.scored_on} errors, % (points: seeds)")
+    black = "; black: geometric mean and 95 % interval"
+    axes.set_xlabel(f"{run.data.scored_on} errors, %\n(points: seeds{black})")
+    axes.set_xscale("log")
     plots.write_out_numbers(axes.xaxis)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     axes.legend()

@@ -260,7 +260,7 @@ def _take_folder(output_dir):
         output_dir.encode()
         for name in ("checkpoints", "weights"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for name in ("results.json", "figure.png"):
+        for name in ("results.json", "figure.png", "soft_targets.png"):
             require(not (folder / name).is_dir(), f"{flag}: {name} in it must not be a folder")
         (folder / ".lock").touch()
     except (OSError, UnicodeError) as error:

@@ -3,7 +3,13 @@
 import jax
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    AutoLocator,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    StrMethodFormatter,
+)
 from utils import paired_difference
 
 WIDTH = 7.5  # of every figure, in inches: on a page of 700 pixels its letters are as large as text
@@ -29,14 +35,27 @@ def title_of_gain(names, others, accuracies, other_accuracies):
       accuracies, other_accuracies: of both, in percent, paired by seed.
     """
     if len(accuracies) == 1:
-        difference = f"{accuracies[0] - other_accuracies[0]:+.2f}".replace("-", "−")
-        return f"{names} − {others}: {difference} points (one seed)"
+        difference = round(accuracies[0] - other_accuracies[0], 2) + 0.0  # no -0.00
+        return f"{names} − {others}: {difference:+.2f} points (one seed)".replace("-", "−")
     gain = paired_difference(accuracies, other_accuracies)
-    if gain.low > 0:
-        return f"{names} beat {others} by {gain.mean:.2f} points"
-    if gain.high < 0:
-        return f"{names} are {-gain.mean:.2f} points behind {others}"
-    return f"{names} and {others}: no difference found"
+    points = f"{abs(gain.mean):.2f} points"
+    if points == "0.00 points" or gain.low <= 0 <= gain.high:
+        return f"{names} and {others}: no difference found"
+    if gain.mean > 0:
+        return f"{names} beat {others} by {points}"
+    return f"{names} are {points} behind {others}"
+
+
+def title_of_errors(names, others, accuracies, other_accuracies):
+    """A figure's message, as `title_of_gain` has it, of errors: how many times fewer."""
+    errors, other_errors = (100 - np.mean(x) for x in (accuracies, other_accuracies))
+    title = title_of_gain(names, others, accuracies, other_accuracies)
+    if title.endswith("no difference found") or other_errors == 0:
+        return title
+    change = 100 * (errors / other_errors - 1)  # in percent
+    seed = " (one seed)" if len(accuracies) == 1 else ""
+    words = f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'} errors"
+    return f"{names} make {words} than {others}{seed}"
 
 
 def draw_gain(axes, y, gains, mean_gain, colour):
@@ -101,10 +120,13 @@ def draw_epochs(rows, data, title):
             axes.axhline(to_errors(100 * row[key], data), color=colour, linestyle="--", label=label)
             continue
         scored = [record for record in row["history"] if key in record]
+        if not scored:  # untrained
+            scored = [{"epoch": 0, key: row[key]}]
         epochs = [record["epoch"] for record in scored]
         errors = to_errors([100 * record[key] for record in scored], data)
         axes.plot(epochs, errors, ".-", color=colour, label=label)
     axes.set(xlabel="epoch", ylabel=f"{data.scored_on} errors, %", yscale="log", title=title)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     write_out_numbers(axes.yaxis)
     axes.legend()
     return figure
@@ -112,7 +134,8 @@ def draw_epochs(rows, data, title):
 
 def write_out_numbers(axis):
     """On a logarithmic axis of few decades: 0.5, 1, 2, 5 in place of powers of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else AutoLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -123,18 +146,19 @@ def draw_soft_targets(data, logits):
     split, classes = data.test, np.arange(logits.shape[-1])
     right = logits.argmax(-1) == split.label
     confidence = jax.nn.softmax(logits).max(-1)
-    unsure = np.argsort(np.where(right, confidence, np.inf))[:4]  # wrong answers come last
+    unsure = np.argsort(np.where(right, confidence, np.inf))[: min(4, right.sum())]
     top = float(jax.nn.softmax(logits[unsure]).max(initial=0.5))  # the largest bar
     figure = Figure(figsize=(WIDTH, 4.6), layout="constrained")
     panels = figure.subplots(2, 4, width_ratios=(2, 3, 2, 3)).reshape(4, 2)
     for (picture, bars), i in zip(panels, unsure, strict=False):
         picture.imshow(split.image[i, :, :, 0], cmap="gray_r")
-        picture.set(title=f"a {split.label[i]}", xticks=[], yticks=[])
+        picture.set(title=f"label {split.label[i]}", xticks=[], yticks=[])
         picture.set_xlabel(f"{data.scored_on} image {split.index[i]}", fontsize="small")
         for t, shift, grey in ((1, -0.2, "0.3"), (3, 0.2, "0.7")):  # the teacher's colour, twice
             soft_targets = jax.nn.softmax(logits[i] / t)
             bars.bar(classes + shift, soft_targets, 0.4, color=grey, label=f"T = {t}")
-        bars.set(xticks=classes, ylim=(0, 1.3 * top), title="teacher's probabilities")
+        some = classes[:: 1 + (len(classes) - 1) // 12]  # of the numbers below the bars
+        bars.set(xticks=some, ylim=(0, 1.3 * top), title="teacher's probabilities")
         bars.tick_params(labelsize="small")
         bars.legend(fontsize="small")
     for axes in panels[len(unsure) :].flat:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import plots
 import pytest
+import tables
 import utils
 from conftest import EXAMPLES, ROOT, load
 from experiment import Run
@@ -116,7 +117,7 @@ def test_soft_targets_are_shown_of_images_that_the_teacher_has_right_but_is_leas
     pictures, bars = figure.axes[::2], figure.axes[1::2]
     assert len(pictures) == len(bars) == 4
     for axes, i in zip(pictures, (1, 2, 3, 4), strict=True):
-        assert axes.get_title() == f"a {data.test.label[i]}"
+        assert axes.get_title() == f"label {data.test.label[i]}"
         np.testing.assert_array_equal(axes.images[0].get_array(), data.test.image[i, :, :, 0])
     assert len(bars[0].get_xticks()) == classes
     for container, temperature in zip(bars[0].containers, (1, 3), strict=True):
@@ -194,25 +195,24 @@ def test_of_groups(digits, tmp_path):
 
 
 def test_of_few_labels(digits, tmp_path):
-    script, run, config = committed("limited_labels", digits, tmp_path)
-    figure = script.draw(run, config.labels)
+    script, run, _ = committed("limited_labels", digits, tmp_path)
+    counts = tables.counts()
+    figure = script.draw(run, counts)
     [axes] = figure.axes
     kinds = [text.get_text() for text in axes.get_legend().get_texts()]
     assert kinds == ["baseline", "distilled", "transfer", "teacher"]
     [means] = [line for line in axes.lines if line.get_label() == "distilled"]
-    wanted = [100 - np.mean(run.accuracies(f"distilled, {x} labels")) for x in config.labels]
-    np.testing.assert_allclose(means.get_xydata(), np.transpose([config.labels, wanted]))
+    wanted = [100 - np.mean(run.accuracies(f"distilled, {x} labels")) for x in counts]
+    np.testing.assert_allclose(means.get_xydata(), np.transpose([counts, wanted]))
     assert sum(map(len, points_of(axes))) == len(run.rows) - 1
-    for count in config.labels:
+    for count in counts:
         accuracies = [run.accuracies(f"{kind}, {count} labels") for kind in kinds[:2]]
         gained = utils.paired_difference(*reversed(accuracies)).low > 0
         assert (
             f"{count:,}" in axes.get_title().replace(" labels", ",").split(" with ")[1]
         ) == gained
     run.rows = [row for row in run.rows if row["seed"] in (3, 80)]
-    assert script.draw(run, config.labels).axes[0].get_title() == (
-        "Errors of one student of each kind"
-    )
+    assert script.draw(run, counts).axes[0].get_title() == ("Errors of one student of each kind")
 
 
 def test_of_wrong_captions(digits, tmp_path):
@@ -257,4 +257,5 @@ def test_of_the_gradients(digits, tmp_path):
         np.testing.assert_allclose(line.get_xydata(), np.transpose([config.temperatures, wanted]))
     for moment, words in (("start", "an untrained student"), ("end", "a trained one")):
         norms = np.mean(run.values("baseline", f"with_t2_{moment}"), axis=0)
-        assert f"{norms.max() / norms.min():.0f}-fold for {words}" in axes.get_title()
+        change = norms.max() / norms.min()
+        assert f"of {change:.2g} for {words}" in axes.get_title()

@@ -485,7 +485,8 @@ def add_rows_of_stack(cells, seeds, students, run):
 
 
 # %% Figure
-# The validation accuracy of every pair of temperature and alpha, with a frame around the best.
+# The validation accuracy of every pair of temperature and alpha, with a frame around the
+# chosen one.
 
 
 def draw(grids, cells, tuning):
@@ -496,8 +497,8 @@ def draw(grids, cells, tuning):
         temperature, alpha = grid["chosen"]
         accuracies = 100 - 100 * np.mean(grid["errors"], axis=0) / len(tuning.test.label)
         draw_heat_map(axes, accuracies, cells, grid["chosen"])
-        best = f"T = {temperature:g} and alpha = {alpha:g} are best"
-        axes.set_title(f"{int(labels):,} labels: {best}")
+        count = labels if labels == "all" else f"{int(labels):,}"
+        axes.set_title(f"{count} labels: T = {temperature:g} and alpha = {alpha:g} are chosen")
     figure.suptitle(f"{tuning.scored_on.capitalize()} accuracy, %", fontsize="large")
     return figure
 

@@ -374,27 +374,36 @@ def draw(run, temperatures):
     """The figure, from the rows of a run: a point for each student, a line through the means."""
     figure = Figure(figsize=(plots.WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
-    for factor, colour in (("with", "tab:blue"), ("without", "tab:red")):
+    order = np.argsort(temperatures)
+    for factor, colour in (("with", "tab:purple"), ("without", "tab:red")):
         for moment, style in (("start", "-"), ("end", "--")):
             values = np.array(run.values("baseline", f"{factor}_t2_{moment}"))  # [students, T]
             axes.plot(temperatures, values.T, ".", color=colour, alpha=0.5)
+            means = values.mean(axis=0)[order]
             trained = "untrained" if moment == "start" else "trained"
             label = f"{factor} T², {trained} student"
-            axes.plot(temperatures, values.mean(axis=0), style, color=colour, label=label)
+            axes.plot(np.array(temperatures)[order], means, style, color=colour, label=label)
     axes.set(xlabel="temperature T", ylabel="norm of the soft loss's gradient")
     axes.set(xscale="log", yscale="log")
     axes.set_xticks(temperatures, labels=[f"{x:g}" for x in temperatures])
     axes.minorticks_off()
-    changes = []  # the largest norm with T² divided by the smallest
-    for moment in ("start", "end"):
-        norms = np.mean(run.values("baseline", f"with_t2_{moment}"), axis=0)
-        changes.append(norms.max() / norms.min())
-    axes.set_title(
-        f"With T² the norm changes {changes[0]:.0f}-fold for an untrained student,\n"
-        f"{changes[1]:.0f}-fold for a trained one"
-    )
+    axes.set_title(say_how_the_norm_changes(run))
     axes.legend()
     return figure
+
+
+def say_how_the_norm_changes(run):
+    """The figure's message: the largest norm with T² divided by the smallest."""
+    changes = []
+    for moment in ("start", "end"):
+        norms = np.mean(run.values("baseline", f"with_t2_{moment}"), axis=0)
+        if norms.min() == 0 or len(norms) == 1:
+            return "Norms of the soft loss's gradient"
+        changes.append(norms.max() / norms.min())
+    return (
+        f"With T² the norm changes by a factor of {changes[0]:.2g} for an untrained student,\n"
+        f"and of {changes[1]:.2g} for a trained one"
+    )
 
 
 # %% Main
