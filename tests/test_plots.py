@@ -47,6 +47,24 @@ def test_the_message_of_a_gain():
     assert title([97.5, 97.6], [97.0, 97.1]) == "Peers beat students alone by 0.50 points"
     assert title([97.0, 97.1], [97.5, 97.6]) == "Peers are 0.50 points behind students alone"
     assert title([97.5, 97.0], [97.0, 97.4]) == "Peers and students alone: no difference found"
+    assert title([97.001, 97.101], [97.0, 97.1]) == "Peers and students alone: no difference found"
+    assert title([97.0], [97.0]) == "Peers − students alone: +0.00 points (one seed)"
+    assert title([97.0], [97.5]) == "Peers − students alone: −0.50 points (one seed)"
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "other_accuracies", "title"),
+    [
+        ([97.0], [96.0], "Peers make 25 % fewer errors than loners (one seed)"),
+        ([95.0], [96.0], "Peers make 25 % more errors than loners (one seed)"),
+        ([97.0, 97.1], [96.0, 96.1], "Peers make 25 % fewer errors than loners"),
+        ([97.0, 95.0], [96.0, 95.9], "Peers and loners: no difference found"),
+        ([100.0], [100.0], "Peers − loners: +0.00 points (one seed)"),
+        ([99.0, 99.1], [100.0, 100.0], "Peers are 0.95 points behind loners"),
+    ],
+)
+def test_the_message_of_errors(accuracies, other_accuracies, title):
+    assert plots.title_of_errors("Peers", "loners", accuracies, other_accuracies) == title
 
 
 def test_gains_are_sorted_and_show_every_seed_and_the_interval():
@@ -100,6 +118,22 @@ def test_errors_over_the_epochs(digits, scored_on):
     assert legend == ["teacher", "distilled", "baseline"]
     alone = plots.draw_epochs(rows[:1], data, "A message").axes[0].lines[0]
     np.testing.assert_allclose(alone.get_ydata(), [10, 5])
+    untrained = [{"name": "baseline", "history": [], accuracy: 0.1}]
+    [line] = plots.draw_epochs(untrained, data, "A message").axes[0].lines
+    np.testing.assert_allclose(line.get_xydata(), [[0, 90]])
+
+
+@pytest.mark.parametrize("errors", [(1.47, 0.65), (11.0, 9.5), (40.0, 0.6)])
+def test_an_axis_of_errors_has_three_numbers(digits, errors):
+    """Of one decade and of less, where 1, 2 and 5 would be too few."""
+    history = [{"epoch": k, "test_accuracy": 1 - x / 100} for k, x in enumerate(errors, 1)]
+    rows = [{"name": "baseline", "history": history, "test_accuracy": 0.9}]
+    figure = plots.draw_epochs(rows, digits, "A message")
+    figure.canvas.draw()
+    [axes] = figure.axes
+    low, high = axes.get_ylim()
+    assert len([y for y in axes.get_yticks() if low <= y <= high]) >= 3
+    assert all(float(x).is_integer() for x in axes.get_xticks())
 
 
 @pytest.mark.parametrize("classes", [10, 12])
@@ -123,6 +157,16 @@ def test_soft_targets_are_shown_of_images_that_the_teacher_has_right_but_is_leas
     for container, temperature in zip(bars[0].containers, (1, 3), strict=True):
         heights = [bar.get_height() for bar in container]
         np.testing.assert_allclose(heights, jax.nn.softmax(logits[1] / temperature), rtol=1e-5)
+
+
+def test_an_image_that_the_teacher_has_wrong_is_not_shown(digits):
+    logits = np.zeros((500, 10), np.float32)
+    wrong = (digits.test.label + 1) % 10
+    logits[np.arange(500), wrong] = 5.0
+    logits[7] = np.eye(10)[digits.test.label[7]]
+    figure, found = plots.draw_soft_targets(digits, logits)
+    assert list(found) == [int(digits.test.index[7])]
+    assert [axes.get_visible() for axes in figure.axes] == [True, True] + 6 * [False]
 
 
 # %% The figures of scripts, drawn from the committed results
@@ -213,6 +257,35 @@ def test_of_few_labels(digits, tmp_path):
         ) == gained
     run.rows = [row for row in run.rows if row["seed"] in (3, 80)]
     assert script.draw(run, counts).axes[0].get_title() == ("Errors of one student of each kind")
+
+
+def test_of_few_labels_that_do_harm(digits, tmp_path):
+    script, run, _ = committed("limited_labels", digits, tmp_path)
+    for row in run.rows:
+        row["name"] = row["name"].replace("baseline", "x").replace("distilled", "baseline")
+        row["name"] = row["name"].replace("x", "distilled")
+    title = script.draw(run, [250, 1000]).axes[0].get_title()
+    assert title == "Distilled students are behind baselines with 250, 1,000 labels"
+
+
+def test_of_a_grid(digits):
+    grid = load(EXAMPLES / "advanced" / "knowledge_distillation.py")
+    cells = [(1.0, 0.5), (1.0, 1.0), (3.0, 0.5), (3.0, 1.0)]
+    grids = {
+        "1000": {"chosen": [3.0, 0.5], "errors": [[10, 20, 5, 20], [10, 20, 15, 20]]},
+        "all": {"chosen": [1.0, 1.0], "errors": [[0, 0, 0, 0]]},
+    }
+    figure = grid.draw(grids, cells, digits)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [
+        "1,000 labels: T = 3 and alpha = 0.5 are chosen",
+        "all labels: T = 1 and alpha = 1 are chosen",
+    ]
+    found = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
+    # x is T, y is alpha; of 500 images 10 on average are wrong.
+    assert found == {(0, 0): "98.00", (0, 1): "96.00", (1, 0): "98.00", (1, 1): "96.00"}
+    [frame] = figure.axes[0].patches
+    assert frame.get_xy() == (0.5, -0.5)
 
 
 def test_of_wrong_captions(digits, tmp_path):
