@@ -37,7 +37,7 @@ def draw_headline():
     axes.set(yticks=range(len(titles)), yticklabels=titles, ylim=(len(titles) - 0.5, -0.7))
     axes.set_xlabel(
         "gain over the baseline in points of accuracy\n"
-        "(points: pairs; black: mean, 95 % interval over teachers)"
+        "(dots: pairs; black: mean, 95 % interval over teachers)"
     )
     figure.suptitle("Distillation pays where labels are few", fontsize="large")
     png = io.BytesIO()

@@ -455,7 +455,7 @@ def flags(file):
                 default = ast.get_source_segment(source, field.value)
                 flag = field.target.id.replace("_", "-")
                 flag = f"`--no-{flag}`" if default == "True" else f"`--{flag}`"
-                shown = {"True": "on", "False": "off", "None": ""}.get(default, f"`{default}`")
+                shown = {"True": "off", "False": "off", "None": ""}.get(default, f"`{default}`")
                 text = " ".join(sentence.value.value.split()).replace("<", "&lt;")
                 lines.append([flag, shown, text])
     return table(["flag", "default", "meaning"], lines)

@@ -71,7 +71,7 @@ class Config(experiment.CommonFlags):
     alpha: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the labels in the loss; the teacher has 1 - alpha."""
     cache_teacher: bool = True
-    """Whether the teacher's logits are computed once, or (no-cache-teacher) in every step."""
+    """Whether the teacher's logits are computed once (default), or with this flag in every step."""
     teacher: Annotated[str | None, OPEN] = None
     """Output folder of a run whose teacher to take: of several, the one with --teacher-seed
     (default: train one)."""

@@ -585,7 +585,7 @@ def draw(run):
     places = [names.index(name) for name in PAPER]
     axes.plot(paper, places, "kD", fillstyle="none", label="the paper, on MNIST")
     black = "; black: geometric mean and 95 % interval"
-    axes.set_xlabel(f"{run.data.scored_on} errors, %\n(points: seeds{black})")
+    axes.set_xlabel(f"{run.data.scored_on} errors, %\n(dots: seeds{black})")
     axes.set_xscale("log")
     plots.write_out_numbers(axes.xaxis)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))

@@ -93,7 +93,7 @@ def draw_gains(accuracies, title, baseline="baseline", colours=None):
     axes.axvline(0, color=COLOURS["baseline"], zorder=0)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     black = "; black: mean and 95 % interval" if len(accuracies[baseline]) > 1 else ""
-    axes.set_xlabel(f"gain over the {baseline} in points of accuracy\n(points: seeds{black})")
+    axes.set_xlabel(f"gain over the {baseline} in points of accuracy\n(dots: seeds{black})")
     figure.suptitle(title, fontsize="large")
     return figure
 

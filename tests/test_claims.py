@@ -904,7 +904,7 @@ CLAIMS = {
             ),
         ),
         (
-            "test images that was worth {} and {} points more than",
+            "test images these students were ahead of the default's by {} and {} points.",
             lambda: (
                 points(gain("grid", "chosen, 250 labels", "default, 250 labels").mean),
                 points(gain("grid", "chosen, 1000 labels", "default, 1000 labels").mean),
@@ -931,8 +931,11 @@ CLAIMS = {
             ),
         ),
         (
-            "1,000 labels, label smoothing gains {} points over the",
-            lambda: points(gain("controls", "label smoothing").mean),
+            "1,000 labels, distillation gains {} points over the baseline, label smoothing {}, and",
+            lambda: (
+                points(gain("controls", "distilled").mean),
+                points(gain("controls", "label smoothing").mean),
+            ),
         ),
         (
             "ahead of label smoothing by {}. For twice the steps no gain was found ({}). When the teacher's",
@@ -942,7 +945,7 @@ CLAIMS = {
             ),
         ),
         (
-            "more accurate than each: here by {} points than the first.",
+            "more accurate than a single one: here by {} points than the first.",
             lambda: points(gain("ensemble", "ensemble, probabilities", "teacher 1").mean),
         ),
         (
