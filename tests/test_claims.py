@@ -136,7 +136,7 @@ CLAIMS = {
             ),
         ),
         (
-            "**All labels: a trace.** The gain is {} points ({}),",
+            "**All labels: a trace at most.** The gain is {} points ({}),",
             lambda: in_parts(
                 gain("limited_labels", "distilled, 60000 labels", "baseline, 60000 labels")
             ),
