@@ -720,7 +720,7 @@ CLAIMS = {
             ),
         ),
         (
-            "on all images a student gains {} points ({}). Soft targets add {} points ({}).",
+            "on all images a student gains {} points ({}). Between soft targets and hard answers there no difference was found: {} points ({}).",
             lambda: (
                 *in_parts(gain("controls", "hard pseudo-labels on all images")),
                 *in_parts(

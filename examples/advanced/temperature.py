@@ -399,10 +399,11 @@ def say_how_the_norm_changes(run):
         norms = np.mean(run.values("baseline", f"with_t2_{moment}"), axis=0)
         if norms.min() == 0 or len(norms) == 1:
             return "Norms of the soft loss's gradient"
-        changes.append(norms.max() / norms.min())
+        change = float(f"{norms.max() / norms.min():.2g}")  # two digits
+        changes.append(f"{change:,g}")
     return (
-        f"With T² the norm changes by a factor of {changes[0]:.2g} for an untrained student,\n"
-        f"and of {changes[1]:.2g} for a trained one"
+        f"With T² the norm changes by a factor of {changes[0]} for an untrained student,\n"
+        f"and of {changes[1]} for a trained one"
     )
 
 
