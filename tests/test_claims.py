@@ -149,7 +149,7 @@ CLAIMS = {
             ),
         ),
         (
-            "At a constant rate distillation with all labels gains {} points ({}), with one cycle none was found.",
+            "At a constant rate distillation with all labels gains {} points ({}), with one cycle a trace",
             lambda: in_parts(gain("constant", "distilled, 60000 labels", "baseline, 60000 labels")),
         ),
         (
@@ -184,7 +184,7 @@ CLAIMS = {
             ),
         ),
         (
-            "do not establish that the two gains differ: {} points ({}).",
+            "it takes {} points ({}) off the gain of distillation,",
             lambda: (lambda found: (points(found.mean), interval(found)))(
                 paired_difference(
                     accuracies("limited_labels", "distilled, 60000 labels")
@@ -922,7 +922,7 @@ CLAIMS = {
             ),
         ),
         (
-            "a common choice, distillation gains {} points. With one cycle and fewer epochs it gains {} ({}). Five seeds",
+            "a common choice, distillation gains {} points. With one cycle and fewer epochs it gains {} ({}): the better schedule",
             lambda: (
                 points(gain("constant", "distilled, 60000 labels", "baseline, 60000 labels").mean),
                 *in_parts(
