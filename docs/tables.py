@@ -479,7 +479,8 @@ def jobs():
         for network in ("teacher", "distilled", "baseline"):
             line.append(percent(np.mean([run[network] for run in job["accuracy"]])))
         lines.append(line)
-    header = ["run", "seconds", "ours ÷ this", "peak memory", "teacher", "distilled", "baseline"]
+    header = ["run", "seconds", "ours ÷ this", "peak memory"]
+    header += [f"test accuracy: {network}" for network in ("teacher", "distilled", "baseline")]
     return table(header, lines, note=measured_on(benchmark))
 
 

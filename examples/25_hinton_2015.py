@@ -368,7 +368,8 @@ def add_to_biases(network, classes, amount):
 
 # %% Settings
 # What a flag leaves open is chosen here. Dropout, learning rates, epochs and alpha were searched on
-# validation images; test images chose no setting.
+# validation images. The search of the small net's rate began because of its test errors
+# (docs/provenance.md).
 
 
 def fill_in_defaults(config, data):
