@@ -74,6 +74,12 @@ def test_every_figure_stands_on_a_page_with_a_text_that_describes_it():
     assert min(len(alternative) for alternative, _ in shown) > 40
 
 
+def test_readme_and_guide_stay_short():
+    """Two screens, and a guide that is read in one sitting."""
+    for page, most in (("README.md", 90), ("docs/knowledge_distillation.md", 1100)):
+        assert (ROOT / page).read_text().count("\n") <= most
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_sentence_is_longer_than_40_words(page):
     for sentence in sentences(page.read_text()):
