@@ -189,18 +189,19 @@ def soft_targets(name="default"):
 
 
 def networks(name, compared, more=None, note=""):
-    """Networks with their accuracy and their gain over another: {network: other or None}. `more`
-    are columns {header: what is shown of a network}."""
+    """Networks with their accuracy and their gains over others, a line for each other: {network:
+    other, list of others or None}. `more` are columns {header: what is shown of a network}."""
     lines = []
-    for network, other in compared.items():
+    for network, others in compared.items():
         of_seeds = accuracies(name, network)
         line = [network, f"{of_seeds.mean():.2f} %"]
-        if other is None:
-            line += ["", "", ""]
-        else:
+        shown = [show(network) for show in (more or {}).values()]
+        if others is None:
+            lines.append([*line, "", "", "", *shown])
+            continue
+        for other in [others] if isinstance(others, str) else others:
             against = gain(name, network, other)
-            line += [other, in_words(against), won(against)]
-        lines.append(line + [show(network) for show in (more or {}).values()])
+            lines.append([*line, other, in_words(against), won(against), *shown])
     header = ["network", "test accuracy", "against", "gain, points (95 % interval)", "seeds won"]
     note = f"Means over {len(of_seeds)} seeds. {note}".strip()
     return table([*header, *(more or {})], lines, name, note)
