@@ -434,12 +434,6 @@ CLAIMS = {
             ),
         ),
         (
-            "of four baselines apart differed from the baseline of its seed by up to {} points.",
-            lambda: (
-                f"{np.abs(accuracies('online', '4 baselines apart') - accuracies('online', 'baseline')).max():.2f}"
-            ),
-        ),
-        (
             "The online student is above the offline one by {} points ({}), with {} seeds.",
             lambda: (
                 *in_parts(gain("online", "online student", "offline student")),
