@@ -9,7 +9,7 @@ import io
 import tables
 from experiment import write_whole
 from matplotlib.figure import Figure
-from plots import COLOURS, WIDTH, draw_gain
+from plots import COLOURS, WIDTH, draw_row
 
 
 def fingerprint_of_results():
@@ -28,7 +28,7 @@ def draw_headline():
     for y, name in enumerate(tables.HEADLINE):
         gains = tables.accuracies(name, "distilled") - tables.accuracies(name, "baseline")
         over_teachers = tables.gain_over_teachers(name)
-        draw_gain(axes, y, gains, over_teachers, COLOURS["distilled"])
+        draw_row(axes, y, gains, over_teachers, COLOURS["distilled"])
         text = f"{tables.points(over_teachers.mean)} points"
         axes.annotate(text, (over_teachers.mean, y), (4, 9), textcoords="offset points")
     axes.axvline(0, color=COLOURS["baseline"], zorder=0)

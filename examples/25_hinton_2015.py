@@ -575,13 +575,12 @@ def draw(run):
     axes = figure.subplots()
     for y, name in enumerate(names):
         colour = colours.get(name, plots.COLOURS["distilled"])
-        axes.plot(errors[name], np.full(len(errors[name]), y), "o", color=colour, alpha=0.5)
+        mean = None
         if len(errors[name]) > 1:
             # Of the logarithms, as the axis has them: an interval that cannot pass below 0.
             log = paired_difference(np.log(errors[name]), np.zeros(len(errors[name])))
-            mean, low, high = np.exp([log.mean, log.low, log.high])
-            interval = [[mean - low], [high - mean]]
-            axes.errorbar(mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+            mean = log._replace(mean=np.exp(log.mean), low=np.exp(log.low), high=np.exp(log.high))
+        plots.draw_row(axes, y, errors[name], mean, colour)
     paper = np.array(list(PAPER.values())) / 100  # of 10,000 images, in percent
     places = [names.index(name) for name in PAPER]
     axes.plot(paper, places, "kD", fillstyle="none", label="the paper, on MNIST")

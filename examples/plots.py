@@ -58,13 +58,13 @@ def title_of_errors(names, others, accuracies, other_accuracies):
     return f"{names} make {words} than {others}{seed}"
 
 
-def draw_gain(axes, y, gains, mean_gain, colour):
-    """A row of a figure of gains: the seeds' gains as points, the mean and its interval in black.
-    `mean_gain` is what `paired_difference` returned, or None without an interval."""
-    axes.plot(gains, np.full(len(gains), y), "o", color=colour, alpha=0.5)
-    if mean_gain is not None:
-        interval = [[mean_gain.mean - mean_gain.low], [mean_gain.high - mean_gain.mean]]
-        axes.errorbar(mean_gain.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
+def draw_row(axes, y, values, mean, colour):
+    """A row of a figure, at height y: the seeds' values as points, the mean and its interval in
+    black. `mean` is what `paired_difference` returned, or None without an interval."""
+    axes.plot(values, np.full(len(values), y), "o", color=colour, alpha=0.5)
+    if mean is not None:
+        interval = [[mean.mean - mean.low], [mean.high - mean.mean]]
+        axes.errorbar(mean.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
 
 
 def draw_gains(accuracies, title, baseline="baseline", colours=None):
@@ -89,7 +89,7 @@ def draw_gains(accuracies, title, baseline="baseline", colours=None):
         gain = None
         if len(gains[name]) > 1:
             gain = paired_difference(accuracies[name], accuracies[baseline])
-        draw_gain(axes, y, gains[name], gain, colour)
+        draw_row(axes, y, gains[name], gain, colour)
     axes.axvline(0, color=COLOURS["baseline"], zorder=0)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     black = "; black: mean and 95 % interval" if len(accuracies[baseline]) > 1 else ""
