@@ -8,6 +8,7 @@ Numbers in sentences are plain text; tests/test_claims.py holds them against the
 """
 
 import ast
+import functools
 import itertools
 import json
 import re
@@ -22,6 +23,7 @@ from utils import paired_difference
 # %% Numbers
 
 
+@functools.cache
 def read(name):
     return json.loads((RESULTS / f"{name}.json").read_text())
 
@@ -66,16 +68,15 @@ def accuracies(name, row):
 
 def seeds_of(name, row):
     """The runs and seeds of the rows of one name. Networks of one repetition have its seed."""
-    of_name = [x for x in read(name)["results"] if x["name"] == row]
-    return [(x["run"], x.get("repetition", x["seed"])) for x in of_name]
+    return [(x["run"], x.get("repetition", x["seed"])) for x in rows(name, row)]
 
 
 def gain(name, row, other="baseline"):
     """How much more accurate the rows of one name are than those of another, in points: mean, low,
     high (95 % interval), wins, pairs. They are paired by run and seed."""
-    seeds, other_seeds = seeds_of(name, row), seeds_of(name, other)
-    if seeds and other_seeds:  # else one of them is a group or the best of several rows
-        assert seeds == other_seeds, f"docs/results/{name}.json: {row} and {other} are no pairs"
+    if {row, other} <= set(names(name)):  # else one is a group or the best of several rows
+        paired = seeds_of(name, row) == seeds_of(name, other)
+        assert paired, f"docs/results/{name}.json: {row} and {other} are no pairs"
     return paired_difference(accuracies(name, row), accuracies(name, other))
 
 

@@ -27,6 +27,17 @@ def colour_of(name):
     return COLOURS["distilled"]
 
 
+def find_difference(accuracies, other_accuracies):
+    """The mean difference in points of accuracies in percent, paired by seed. None if 0 lies in its
+    95 % interval, or if it rounds to 0.00. Of one seed it is the difference itself."""
+    if len(accuracies) == 1:
+        return accuracies[0] - other_accuracies[0]
+    gain = paired_difference(accuracies, other_accuracies)
+    if f"{abs(gain.mean):.2f}" == "0.00" or gain.low <= 0 <= gain.high:
+        return None
+    return gain.mean
+
+
 def title_of_gain(names, others, accuracies, other_accuracies):
     """A figure's message: how much more accurate some networks are than others.
 
@@ -34,14 +45,14 @@ def title_of_gain(names, others, accuracies, other_accuracies):
       names, others: nouns in the plural, such as "Peers" and "students alone".
       accuracies, other_accuracies: of both, in percent, paired by seed.
     """
-    if len(accuracies) == 1:
-        difference = round(accuracies[0] - other_accuracies[0], 2) + 0.0  # no -0.00
-        return f"{names} − {others}: {difference:+.2f} points (one seed)".replace("-", "−")
-    gain = paired_difference(accuracies, other_accuracies)
-    points = f"{abs(gain.mean):.2f} points"
-    if points == "0.00 points" or gain.low <= 0 <= gain.high:
+    difference = find_difference(accuracies, other_accuracies)
+    if difference is None:
         return f"{names} and {others}: no difference found"
-    if gain.mean > 0:
+    if len(accuracies) == 1:
+        shown = f"{round(difference, 2) + 0.0:+.2f}".replace("-", "−")  # no -0.00
+        return f"{names} − {others}: {shown} points (one seed)"
+    points = f"{abs(difference):.2f} points"
+    if difference > 0:
         return f"{names} beat {others} by {points}"
     return f"{names} are {points} behind {others}"
 
@@ -49,9 +60,8 @@ def title_of_gain(names, others, accuracies, other_accuracies):
 def title_of_errors(names, others, accuracies, other_accuracies):
     """A figure's message, as `title_of_gain` has it, of errors: how many times fewer."""
     errors, other_errors = (100 - np.mean(x) for x in (accuracies, other_accuracies))
-    title = title_of_gain(names, others, accuracies, other_accuracies)
-    if title.endswith("no difference found") or other_errors == 0:
-        return title
+    if other_errors == 0 or find_difference(accuracies, other_accuracies) is None:
+        return title_of_gain(names, others, accuracies, other_accuracies)
     change = 100 * (errors / other_errors - 1)  # in percent
     seed = " (one seed)" if len(accuracies) == 1 else ""
     words = f"{abs(change):.0f} % {'fewer' if change < 0 else 'more'} errors"
