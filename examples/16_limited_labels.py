@@ -15,7 +15,7 @@ recipe of their own, that of the nearest number of labels for which one was sear
 many trials; the third takes the distilled one's. They are compared by accuracy, by likeness to the
 teacher and by calibration: is a student as sure as it may be?
 
-    python examples/16_limited_labels.py                    # 3 seeds: 10 to 45 minutes
+    python examples/16_limited_labels.py                    # 3 seeds: 10 to 20 minutes
     python examples/16_limited_labels.py --labels 500 all   # these numbers of labels alone
     python examples/16_limited_labels.py --quick            # a first look: about a minute
 
@@ -43,7 +43,6 @@ from utils import (
     batches,
     check_batch_size,
     evaluate,
-    paired_difference,
     predict,
     predict_by_index,
     require,
@@ -502,24 +501,18 @@ def draw(run, counts):
 
 
 def say_where_distillation_pays(run, counts):
-    """The figure's message: with how many labels the distilled students beat the baselines, or are
-    behind them."""
-    if len(run.accuracies(name_of("baseline", counts[0]))) == 1:
-        return "Errors of one student of each kind"
-    ahead, behind = [], []
-    for count in counts:
+    """The figure's message: what distillation gains with the fewest labels and with the most."""
+    gains = []
+    for count in dict.fromkeys((min(counts), max(counts))):
         distilled = run.accuracies(name_of("distilled", count))
-        gain = paired_difference(distilled, run.accuracies(name_of("baseline", count)))
-        if gain.low > 0:
-            ahead.append(f"{count:,}")
-        if gain.high < 0:
-            behind.append(f"{count:,}")
-    messages = []
-    if ahead:
-        messages.append(f"Distilled students beat baselines with {', '.join(ahead)} labels")
-    if behind:
-        messages.append(f"Distilled students are behind baselines with {', '.join(behind)} labels")
-    return "\n".join(messages) or "Distilled students and baselines: no difference found"
+        baseline = run.accuracies(name_of("baseline", count))
+        difference = plots.find_difference(distilled, baseline)
+        gain = "no difference found"
+        if difference is not None:
+            gain = f"{round(difference, 2) + 0.0:+.2f} points".replace("-", "−")  # no -0.00
+        gains.append(f"{gain} with {count:,} labels")
+    seed = " (one seed)" if len(distilled) == 1 else ""
+    return f"Distillation: {', '.join(gains)}{seed}"
 
 
 # %% Main

@@ -569,7 +569,8 @@ def draw(run, teachers):
         run.accuracies(of_all), run.accuracies(of_one),
     )  # fmt: skip
     colours = {name: plots.COLOURS["teacher"] for name in names if name.startswith("ensemble")}
-    return plots.draw_gains({name: run.accuracies(name) for name in names}, title, colours=colours)
+    gains = plots.subtract_baseline({name: run.accuracies(name) for name in names})
+    return plots.draw_gains(gains, title, colours=colours)
 
 
 def summarize_ensembles(run, config, inference_seconds):

@@ -13,7 +13,7 @@ the same batches, but without a teacher, tell what the teaching was worth.
 
     python examples/18_self_distillation.py             # 1,000 labels: 1 to 2 minutes
     python examples/18_self_distillation.py --seeds 5   # five repetitions: 5 to 10 minutes
-    python examples/18_self_distillation.py --quick     # a first look: under a minute
+    python examples/18_self_distillation.py --quick     # a first look: about a minute
 
 Times are for 2 CPU cores.
 Furlanello et al.: Born-Again Neural Networks, 2018, arXiv:1805.04770.
@@ -366,8 +366,8 @@ def train_exits(name, labelled, classes, recipe, run, early_weight, temperature,
 
 # %% Settings
 # What a flag leaves open is chosen here. Epochs and learning rates are those of script 15's
-# students, searched on validation images, though not for networks with exits. Test images chose
-# nothing.
+# students, searched on validation images, though not for networks with exits
+# (docs/provenance.md).
 
 
 def fill_in_defaults(config, data):
@@ -568,21 +568,20 @@ def measure_exits(network, split, turns=30):
 
 
 # %% Figure
-# Every network of one exit against the baseline. Twins and their ensemble have its colour: they
-# learned from labels alone, too.
+# Every network that was taught, and the ensemble of such, against its twin. Exits are left out.
 
 
 def draw(run, generations):
-    """The gains over the baseline."""
-    networks = dict.fromkeys(row["name"] for row in run.rows)
-    accuracies = {name: run.accuracies(name) for name in networks if "exit" not in name}
-    colours = {name: plots.COLOURS["baseline"] for name in accuracies if "twin" in name}
-    mean_of = {}  # of all generations, of all twins: an accuracy for each seed
-    for kind in ("generation", "twin"):
-        of_kind = [accuracies[f"{kind} {k}"] for k in range(1, generations + 1)]
-        mean_of[kind] = np.mean(of_kind, axis=0)
-    title = plots.title_of_gain("Generations", "twins", mean_of["generation"], mean_of["twin"])
-    return plots.draw_gains(accuracies, title, colours=colours)
+    """The gains over the twins."""
+    gains = {}
+    for name, twin in list_comparisons(generations):
+        if "exit" not in name:
+            gains[f"{name} − {twin}"] = np.subtract(run.accuracies(name), run.accuracies(twin))
+    title = plots.title_of_gain(
+        "Self-distilled copies", "twins",
+        run.accuracies("self-distilled"), run.accuracies("twin 1"),
+    )  # fmt: skip
+    return plots.draw_gains(gains, title, over="twin")
 
 
 # %% Main

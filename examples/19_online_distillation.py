@@ -549,7 +549,7 @@ def draw(run):
             colours[f"ensemble of {name}"] = plots.COLOURS["baseline"]
     mutual, apart = "2 mutual peers", "2 baselines apart"
     title = plots.title_of_gain(mutual, apart, accuracies[mutual], accuracies[apart])
-    return plots.draw_gains(accuracies, title, colours=colours)
+    return plots.draw_gains(plots.subtract_baseline(accuracies), title, colours=colours)
 
 
 # %% Main

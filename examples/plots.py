@@ -77,33 +77,38 @@ def draw_row(axes, y, values, mean, colour):
         axes.errorbar(mean.mean, y, xerr=interval, fmt="k|", markersize=10, capsize=3)
 
 
-def draw_gains(accuracies, title, baseline="baseline", colours=None):
-    """Gains over a baseline, the largest on top: every seed as a point, the mean and its 95 %
-    interval on top.
+def subtract_baseline(accuracies):
+    """The gains over the baseline, from {name: accuracies of several seeds} with the baseline's
+    among them: {name: a gain for each seed}, without the baseline."""
+    gains = {}
+    for name in accuracies:
+        if name != "baseline":
+            gains[name] = np.subtract(accuracies[name], accuracies["baseline"])
+    return gains
+
+
+def draw_gains(gains, title, over="baseline", colours=None):
+    """Paired gains, the largest on top: every seed as a point, the mean and its 95 % interval.
 
     Args:
-      accuracies: {name: accuracies in percent of several seeds}, the baseline's among them.
+      gains: {name: gains of several seeds, in points of accuracy}.
       title: the figure's message.
+      over: what the gains are over, the figure's zero.
       colours: {name: colour} of those that `colour_of` does not know.
     """
-    gains = {}  # {name: gains of all seeds}
-    for name in accuracies:
-        if name != baseline:
-            gains[name] = np.subtract(accuracies[name], accuracies[baseline])
-    names = sorted(gains, key=lambda name: -gains[name].mean())
+    names = sorted(gains, key=lambda name: -np.mean(gains[name]))
+    several = len(gains[names[0]]) > 1  # seeds
 
     figure = Figure(figsize=(WIDTH, 1.3 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()
     for y, name in enumerate(names):
         colour = (colours or {}).get(name, colour_of(name))
-        gain = None
-        if len(gains[name]) > 1:
-            gain = paired_difference(accuracies[name], accuracies[baseline])
-        draw_row(axes, y, gains[name], gain, colour)
+        mean = paired_difference(gains[name], np.zeros(len(gains[name]))) if several else None
+        draw_row(axes, y, gains[name], mean, colour)
     axes.axvline(0, color=COLOURS["baseline"], zorder=0)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
-    black = "; black: mean and 95 % interval" if len(accuracies[baseline]) > 1 else ""
-    axes.set_xlabel(f"gain over the {baseline} in points of accuracy\n(dots: seeds{black})")
+    black = "; black: mean and 95 % interval" if several else ""
+    axes.set_xlabel(f"gain over the {over} in points of accuracy\n(dots: seeds{black})")
     figure.suptitle(title, fontsize="large")
     return figure
 

@@ -75,7 +75,9 @@ def test_gains_are_sorted_and_show_every_seed_and_the_interval():
         "worse": [89.0, 90.5, 90.0],
         "distilled": [92.0, 92.0, 94.0],
     }
-    figure = plots.draw_gains(accuracies, "A message", colours={"worse": "red"})
+    figure = plots.draw_gains(
+        plots.subtract_baseline(accuracies), "A message", colours={"worse": "red"}
+    )
     [axes] = figure.axes
     assert figure.get_suptitle() == "A message"
     assert labels_of(axes) == ["teacher", "distilled", "worse"]
@@ -89,7 +91,8 @@ def test_gains_are_sorted_and_show_every_seed_and_the_interval():
 
 
 def test_gains_of_one_seed_have_no_interval():
-    [axes] = plots.draw_gains({"baseline": [90.0], "distilled": [92.0]}, "A message").axes
+    gains = plots.subtract_baseline({"baseline": [90.0], "distilled": [92.0]})
+    [axes] = plots.draw_gains(gains, "A message").axes
     assert not axes.containers
     assert "interval" not in axes.get_xlabel()
 
@@ -182,14 +185,19 @@ def committed(name, digits, tmp_path):
     return load(EXAMPLES / SCRIPTS[name]), run, types.SimpleNamespace(**config)
 
 
-def check_gains(figure, accuracies):
-    """Every one of {name: accuracies} but the baseline has its points in a figure of gains."""
+def check_gains(figure, gains):
+    """Every one of {name: gains} has its points in a figure of gains."""
     [axes] = figure.axes
     points = dict(zip(labels_of(axes), points_of(axes), strict=True))
-    assert points.keys() == accuracies.keys() - {"baseline"}
+    assert points.keys() == gains.keys()
     for name, found in points.items():
-        gains = np.subtract(accuracies[name], accuracies["baseline"])
-        np.testing.assert_allclose(found[:, 0], gains, atol=1e-9)
+        np.testing.assert_allclose(found[:, 0], gains[name], atol=1e-9)
+
+
+def over_the_baseline(accuracies):
+    """{name: gains} of {name: accuracies}."""
+    baseline = np.array(accuracies["baseline"])
+    return {name: np.array(x) - baseline for name, x in accuracies.items() if name != "baseline"}
 
 
 def names_of(run):
@@ -199,7 +207,7 @@ def names_of(run):
 def test_of_an_ensemble(digits, tmp_path):
     script, run, config = committed("ensemble", digits, tmp_path)
     figure = script.draw(run, config.teachers)
-    check_gains(figure, {name: run.accuracies(name) for name in names_of(run)})
+    check_gains(figure, over_the_baseline({name: run.accuracies(name) for name in names_of(run)}))
     gain = run.compare("student, mean probabilities", "student of one teacher")
     found = "no difference found" if " -" in gain else " beat "
     assert figure.get_suptitle().startswith("Students of 4 teachers ")
@@ -209,14 +217,18 @@ def test_of_an_ensemble(digits, tmp_path):
 def test_of_self_distillation(digits, tmp_path):
     script, run, config = committed("self", digits, tmp_path)
     figure = script.draw(run, config.generations)
-    names = [name for name in names_of(run) if "exit" not in name]
-    check_gains(figure, {name: run.accuracies(name) for name in names})
-
-    def mean_of(kind):
-        return np.mean([run.accuracies(f"{kind} {k}") for k in (1, 2, 3)], axis=0)
-
-    title = plots.title_of_gain("Generations", "twins", mean_of("generation"), mean_of("twin"))
-    assert figure.get_suptitle() == title
+    pairs = [(name, twin) for name, twin in script.list_comparisons(3) if "exit" not in name]
+    assert ("generation 2", "twin 2") in pairs
+    gains = {
+        f"{name} − {twin}": np.subtract(run.accuracies(name), run.accuracies(twin))
+        for name, twin in pairs
+    }
+    check_gains(figure, gains)
+    gain = utils.paired_difference(run.accuracies("self-distilled"), run.accuracies("twin 1"))
+    assert gain.low > 0
+    wanted = f"Self-distilled copies beat twins by {gain.mean:.2f} points"
+    assert figure.get_suptitle() == wanted
+    assert "over the twin in points" in figure.axes[0].get_xlabel()
 
 
 def test_of_groups(digits, tmp_path):
@@ -226,7 +238,7 @@ def test_of_groups(digits, tmp_path):
         accuracies[group] = [100 * np.mean(members) for members in run.values(group, "members")]
         accuracies[f"ensemble of {group}"] = 100 * np.array(run.values(group, "ensemble"))
     figure = script.draw(run)
-    check_gains(figure, accuracies)
+    check_gains(figure, over_the_baseline(accuracies))
     assert figure.get_suptitle().startswith("2 mutual peers beat 2 baselines apart by ")
     [axes] = figure.axes
     seeds = [line for line in axes.lines if line.get_marker() == "o"]
@@ -250,14 +262,21 @@ def test_of_few_labels(digits, tmp_path):
     wanted = [100 - np.mean(run.accuracies(f"distilled, {x} labels")) for x in counts]
     np.testing.assert_allclose(means.get_xydata(), np.transpose([counts, wanted]))
     assert sum(map(len, points_of(axes))) == len(run.rows) - 1
-    for count in counts:
+    words = []
+    for count in (counts[0], counts[-1]):
         accuracies = [run.accuracies(f"{kind}, {count} labels") for kind in kinds[:2]]
-        gained = utils.paired_difference(*reversed(accuracies)).low > 0
-        assert (
-            f"{count:,}" in axes.get_title().replace(" labels", ",").split(" with ")[1]
-        ) == gained
+        gain = utils.paired_difference(*reversed(accuracies))
+        found = tables.points(gain.mean) + " points"
+        if gain.low <= 0 <= gain.high:
+            found = "no difference found"
+        words.append(f"{found} with {count:,} labels")
+    assert axes.get_title() == f"Distillation: {', '.join(words)}"
     run.rows = [row for row in run.rows if row["seed"] in (3, 80)]
-    assert script.draw(run, counts).axes[0].get_title() == ("Errors of one student of each kind")
+    title = script.draw(run, counts[1:2]).axes[0].get_title()
+    [distilled] = run.accuracies(f"distilled, {counts[1]} labels")
+    [baseline] = run.accuracies(f"baseline, {counts[1]} labels")
+    gain = tables.points(distilled - baseline)
+    assert title == f"Distillation: {gain} points with {counts[1]:,} labels (one seed)"
 
 
 def test_of_few_labels_that_do_harm(digits, tmp_path):
@@ -265,8 +284,17 @@ def test_of_few_labels_that_do_harm(digits, tmp_path):
     for row in run.rows:
         row["name"] = row["name"].replace("baseline", "x").replace("distilled", "baseline")
         row["name"] = row["name"].replace("x", "distilled")
-    title = script.draw(run, [250, 1000]).axes[0].get_title()
-    assert title == "Distilled students are behind baselines with 250, 1,000 labels"
+    behind = script.draw(run, [1000, 250]).axes[0].get_title()
+    assert re.fullmatch(
+        r"Distillation: −4\S+ points with 250 labels, −1\S+ .* with 1,000 .*", behind
+    )
+    for row in run.rows:  # as accurate as each other, but for chance
+        if row["name"] == "baseline, 250 labels":
+            row["test_accuracy"] = 0.95 + 0.001 * (row["seed"] % 2)
+        if row["name"] == "distilled, 250 labels":
+            row["test_accuracy"] = 0.9505
+    neither = script.draw(run, [250]).axes[0].get_title()
+    assert neither == "Distillation: no difference found with 250 labels"
 
 
 def test_of_a_grid(digits):
