@@ -160,9 +160,22 @@ def load(script):
     return module
 
 
+def check_teachers(name):
+    """Raises UserError if an experiment takes the teachers of another that was not run yet."""
+    for command in EXPERIMENTS[name]:
+        words = command.split()
+        if "--teacher" in words:
+            folder = Path(words[words.index("--teacher") + 1])
+            other = folder.parent.name
+            there = other == name or (ROOT / folder / "results.json").exists()
+            first = f"python docs/measure.py {other} {name}"
+            require(there, f"{name} takes the teachers of {other}, which is not in {RUNS}: {first}")
+
+
 def measure(name):
     """Runs the commands of an experiment. Writes one JSON with what stands in their reports: the
     rows in `results`, each with the place of its command in `runs`, where the rest is."""
+    check_teachers(name)
     runs, results = [], []
     shared = None  # by all commands
     for number, command in enumerate(EXPERIMENTS[name]):

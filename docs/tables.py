@@ -50,20 +50,20 @@ def mean(name, row, key="test_accuracy"):
 
 
 def accuracies(name, row):
-    """Accuracies in percent, a number a seed. Of a group of networks "members of GROUP" is the mean
-    of its members, "all of GROUP" their ensemble; "best of KIND" is the best of the rows KIND 1,
-    KIND 2, ..., and "best of ROW and KIND" of one more."""
+    """Accuracies in percent, a number a seed. That of a group of networks is the mean of its
+    members', that of "ensemble of GROUP" their ensemble's; "best of KIND" is the best of the rows
+    KIND 1, KIND 2, ..., and "best of ROW and KIND" of one more."""
     if row.startswith("best of "):
         kinds = row.removeprefix("best of ").split(" and ")
         member = re.compile("|".join(rf"{re.escape(kind)}( \d+)?" for kind in kinds))
         members = [x for x in names(name) if member.fullmatch(x)]
         return np.max([accuracies(name, x) for x in members], axis=0)
-    key = "test_accuracy"
-    if row.startswith(("members of ", "all of ")):
-        key = "members" if row.startswith("members of ") else "ensemble"
-        row = row.split(" of ", 1)[1]
-    shares = values(name, row, key)
-    return 100 * (shares.mean(axis=1) if key == "members" else shares)
+    group = row.removeprefix("ensemble of ")
+    if group in names(name) and "members" in rows(name, group)[0]:
+        if group != row:
+            return 100 * values(name, group, "ensemble")
+        return 100 * values(name, group, "members").mean(axis=1)
+    return 100 * values(name, row)
 
 
 def seeds_of(name, row):
@@ -74,7 +74,7 @@ def seeds_of(name, row):
 def gain(name, row, other="baseline"):
     """How much more accurate the rows of one name are than those of another, in points: mean, low,
     high (95 % interval), wins, pairs. They are paired by run and seed."""
-    if {row, other} <= set(names(name)):  # else one is a group or the best of several rows
+    if {row, other} <= set(names(name)):  # else one is an ensemble or the best of several rows
         paired = seeds_of(name, row) == seeds_of(name, other)
         assert paired, f"docs/results/{name}.json: {row} and {other} are no pairs"
     return paired_difference(accuracies(name, row), accuracies(name, other))
@@ -276,7 +276,7 @@ def limited_labels(name="limited_labels"):
                 line[-2:] = percent(mean(name, student)), in_words(gain(name, student, baseline))
         lines.append(line)
     header = ["labels", "baseline", "distilled", "gain, points (95 % interval)"]
-    header += ["with unlabelled images too", "gain, points (95 % interval)"]
+    header += ["transfer: unlabelled images too", "gain, points (95 % interval)"]
     return table(header, lines, name, "Means over five seeds, on test images.")
 
 
@@ -296,12 +296,13 @@ def constant():
     lines = []
     students = [f"{student}, 60000 labels" for student in ("baseline", "distilled")]
     for name, schedule in (("constant", "constant, 1e-3"), ("limited_labels", "one cycle")):
-        epochs = sorted({int(rows(name, row)[0]["epochs"]) for row in students})
-        title = f"{schedule}, {' or '.join(map(str, epochs))} epochs"
+        epochs = [int(rows(name, row)[0]["epochs"]) for row in students]
+        title = f"{schedule}, {' and '.join(map(str, dict.fromkeys(epochs)))} epochs"
         shown = [percent(mean(name, row)) for row in students]
         lines.append([title, *shown, in_words(gain(name, *reversed(students)))])
     header = ["schedule", "baseline", "distilled", "gain, points (95 % interval)"]
-    return table(header, lines, "constant", "Means over five seeds.")
+    note = "Means over five seeds. Of two numbers of epochs the first is the baseline's."
+    return table(header, lines, "constant", note)
 
 
 def grid(labels):

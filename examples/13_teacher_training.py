@@ -11,7 +11,7 @@ Everything that a student will learn comes from here, so the teacher is to be as
 for its time: a learning rate that rises and falls in one cycle gets there in three epochs.
 
     python examples/13_teacher_training.py            # MNIST, 3 epochs: 1 to 4 minutes
-    python examples/13_teacher_training.py --quick    # a first look: under a minute
+    python examples/13_teacher_training.py --quick    # a first look: about a minute
 
 Times are for 2 CPU cores, fast or slow. Script 15 takes the teacher over:
 

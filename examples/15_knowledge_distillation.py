@@ -15,7 +15,7 @@ and the same batches, shows what the teacher was worth.
     python examples/15_knowledge_distillation.py                # 1,000 labels: 2 to 5 minutes
     python examples/15_knowledge_distillation.py --labels all   # all 60,000:   3 to 6 minutes
     python examples/15_knowledge_distillation.py --seeds 5      # five pairs of students
-    python examples/15_knowledge_distillation.py --quick        # a first look: under a minute
+    python examples/15_knowledge_distillation.py --quick        # a first look: about a minute
 
 Times are for 2 CPU cores, fast or slow; most is the teacher. Without MNIST and the internet, the
 data are scikit-learn's digits: five pairs in 1 to 2 minutes. A second run in the same folder trains
@@ -311,8 +311,9 @@ def train_student_with_distillation(
 
 # %% Settings
 # What a flag leaves open is chosen here. Epochs and learning rates were searched on validation
-# images, with the same budget for both students (docs/provenance.md). Both have one recipe, so that
-# they differ in nothing but the teacher. (Script 16 gives each its own.)
+# images, with the same budget for both students; docs/provenance.md says what was not searched.
+# Both students have one recipe, so that they differ in nothing but the teacher. (Script 16 gives
+# each its own.)
 
 
 def fill_in_defaults(config, data):

@@ -14,7 +14,7 @@ as in CLIP. Students of shuffled pairs are the control.
 
     python examples/20_cross_modal_distillation.py             # 4 to 5 minutes
     python examples/20_cross_modal_distillation.py --seeds 5   # five times: means and intervals
-    python examples/20_cross_modal_distillation.py --quick     # a first look: under a minute
+    python examples/20_cross_modal_distillation.py --quick     # a first look: about a minute
 
 Times are for 2 CPU cores. Gupta, Hoffman, Malik: Cross Modal Distillation for Supervision Transfer,
 2015, arXiv:1507.00448; the alignment is that of CLIP: Radford et al., 2021, arXiv:2103.00020.

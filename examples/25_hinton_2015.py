@@ -14,7 +14,7 @@ them when it is told how frequent they are.
 
     python examples/25_hinton_2015.py             # one seed: about 10 minutes on 2 CPU cores
     python examples/25_hinton_2015.py --seeds 5   # five seeds, each with a large net of its own
-    python examples/25_hinton_2015.py --quick     # a first look: under a minute
+    python examples/25_hinton_2015.py --quick     # a first look: about a minute
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """

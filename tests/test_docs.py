@@ -231,6 +231,18 @@ def test_what_cannot_be_measured_is_refused(capsys):
         measure.run("examples/no_such_script.py", "runs/x")
 
 
+def test_an_experiment_asks_for_the_teachers_that_it_takes(monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    measure.check_teachers("default")  # which has its own
+    with pytest.raises(UserError, match=r"python docs/measure\.py limited_labels constant$"):
+        measure.check_teachers("constant")
+    folder = tmp_path / measure.RUNS / "limited_labels" / "0"
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text("{}")
+    measure.check_teachers("constant")
+    measure.check_teachers("tuning")  # whose first command trains the teacher of the others
+
+
 def test_the_tests_that_hold_the_statements_exist():
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "docs/statements.md").read_text())
     assert len(named) > 200

@@ -14,7 +14,7 @@ logits.
 
     python examples/advanced/temperature.py              # 2 to 4 minutes on 2 CPU cores
     python examples/advanced/temperature.py --seeds 5    # five students
-    python examples/advanced/temperature.py --quick      # a first look: under a minute
+    python examples/advanced/temperature.py --quick      # a first look: about a minute
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network, 2015, arXiv:1503.02531.
 """
