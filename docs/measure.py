@@ -188,6 +188,10 @@ def measure(name):
             row = {k: v for k, v in row.items() if k not in ("history", "epoch_seconds")}
             results.append({"run": number, **row})
         config = report["config"]
+        data, asked = report["dataset"]["name"], config.get("dataset", "mnist")
+        require(
+            data == asked, f"{command}: {asked} was not found; name its folder in the environment"
+        )
         report["config"] = {k: config[k] for k in config if k not in ("data_dir", "output_dir")}
         own = {key: report.pop(key) for key in ("dataset", "versions", "device")}
         found = "its commands ran on other data, versions or devices; remove the older runs"

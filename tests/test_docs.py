@@ -199,7 +199,8 @@ def test_measured_runs_become_a_result(tmp_path, monkeypatch):
         row = {"name": "net", "seed": seed, "test_accuracy": 0.5 + seed / 10}
         row |= {"history": [1], "epoch_seconds": [1], "settings": settings}
         return {
-            "script": "a.py", "config": {"seeds": 1, "output_dir": "x", "data_dir": None},
+            "script": "a.py",
+            "config": {"seeds": 1, "dataset": "d", "output_dir": "x", "data_dir": None},
             "dataset": {"name": "d"}, "versions": {}, "device": "a", "seconds": {"total": 9.0},
             "results": [row, {"name": "untrained", "seed": seed}], "soft_targets": {"1": [seed]},
         }  # fmt: skip
@@ -209,7 +210,7 @@ def test_measured_runs_become_a_result(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "docs/results/some.json").read_text())
     assert [x["command"] for x in found["runs"]] == ["python a.py --seed 1", "python a.py --seed 2"]
     assert found["runs"][1]["soft_targets"] == {"1": [2]}
-    assert found["runs"][0]["config"] == {"seeds": 1}
+    assert found["runs"][0]["config"] == {"seeds": 1, "dataset": "d"}
     assert found["dataset"] == {"name": "d"}
     trained = {"epochs": 3, "batch_size": 8, "learning_rate": 0.1}
     assert found["results"] == [
@@ -221,6 +222,13 @@ def test_measured_runs_become_a_result(tmp_path, monkeypatch):
     png = (tmp_path / "docs/results/shown.png").read_bytes()
     assert png == b"png 1"
     assert found["figures"] == {"shown.png": hashlib.sha256(png).hexdigest()}
+
+    def on_other_data(command, folder):
+        return run(command, folder / "again") | {"dataset": {"name": "digits"}}
+
+    monkeypatch.setattr(measure, "run", on_other_data)
+    with pytest.raises(UserError, match=r"a\.py --seed 1: d was not found"):
+        measure.measure("some")
 
 
 def test_what_cannot_be_measured_is_refused(capsys):

@@ -69,6 +69,7 @@ def steps(kd, tuning, data):
         todo[name] = (len(several), lambda: [step() for step in several])
     jitted = nnx.jit(kd.train_student_step.__wrapped__)
     for _ in range(OTHERS + 1):
+        kd.make_transform.cache_clear()  # else equal recipes share one, and the compiled step
         last = alone(kd, recipe, batch, jax.devices()[0], jitted)
         last()  # compiles, for an optimizer of its own
     todo[f"single, after {OTHERS} others with optimizers of their own"] = (1, last)
