@@ -12,7 +12,7 @@ trains all of them, over their stacked weights, and each ends as it would alone.
 choose the pair; the test images then score it once, beside the default and the baseline.
 
     python examples/advanced/knowledge_distillation.py                           # 12 minutes
-    python examples/advanced/knowledge_distillation.py --labels 250 1000 5000    # 45 minutes
+    python examples/advanced/knowledge_distillation.py --labels 250 1000 5000    # 40 minutes
     python examples/advanced/knowledge_distillation.py --quick                   # a first look
 
 Times are for 2 CPU cores.
