@@ -509,7 +509,7 @@ def say_where_distillation_pays(run, counts):
         difference = plots.find_difference(distilled, baseline)
         gain = "no difference found"
         if difference is not None:
-            gain = f"{round(difference, 2) + 0.0:+.2f} points".replace("-", "−")  # no -0.00
+            gain = plots.signed_points(difference)
         gains.append(f"{gain} with {count:,} labels")
     seed = " (one seed)" if len(distilled) == 1 else ""
     return f"Distillation: {', '.join(gains)}{seed}"

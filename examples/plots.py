@@ -38,6 +38,11 @@ def find_difference(accuracies, other_accuracies):
     return gain.mean
 
 
+def signed_points(difference):
+    """A difference of accuracies in words: "+1.50 points"."""
+    return f"{round(difference, 2) + 0.0:+.2f} points".replace("-", "−")  # no -0.00
+
+
 def title_of_gain(names, others, accuracies, other_accuracies):
     """A figure's message: how much more accurate some networks are than others.
 
@@ -49,8 +54,7 @@ def title_of_gain(names, others, accuracies, other_accuracies):
     if difference is None:
         return f"{names} and {others}: no difference found"
     if len(accuracies) == 1:
-        shown = f"{round(difference, 2) + 0.0:+.2f}".replace("-", "−")  # no -0.00
-        return f"{names} − {others}: {shown} points (one seed)"
+        return f"{names} − {others}: {signed_points(difference)} (one seed)"
     points = f"{abs(difference):.2f} points"
     if difference > 0:
         return f"{names} beat {others} by {points}"
