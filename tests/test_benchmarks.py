@@ -129,6 +129,13 @@ def test_other_images_than_those_of_mnist_are_refused(monkeypatch, capsys, folde
     assert "must hold MNIST itself" in capsys.readouterr().err
 
 
+def test_mnist_itself_is_taken():
+    folder = os.environ.get("MNIST_DATA_DIR")
+    if not folder:
+        pytest.skip("needs the real MNIST: set MNIST_DATA_DIR to the folder of its four files")
+    common.check_data(idx.parser("text"), folder)
+
+
 @pytest.fixture
 def kept(monkeypatch, tmp_path):
     """Where a benchmark keeps what it measures: in an empty folder."""
