@@ -512,21 +512,23 @@ def slower_without(part, without, with_measure):
     return slower
 
 
+MEASURES = {  # {measure: part of the benchmark, case without it, case with it}
+    "memory in huge pages, kept": (
+        "memory",
+        "as glibc comes",
+        "huge pages, and what is freed is kept",
+    ),
+    "`conv` in the first layer": ("conv", "as built in", "`conv`"),
+    "`max_pool`": ("jax", "`nnx.max_pool`", "as script 15"),
+    "the flag of XLA": ("jax", "XLA's own settings", "as script 15"),
+    "a device for each core": ("jax", "on one device", "as script 15"),
+}
+
+
 def measures():
     """How many times as long a step takes without each measure."""
-    cases = {
-        "memory in huge pages, kept": (
-            "memory",
-            "as glibc comes",
-            "huge pages, and what is freed is kept",
-        ),
-        "`conv` in the first layer": ("conv", "as built in", "`conv`"),
-        "`max_pool`": ("jax", "`nnx.max_pool`", "as script 15"),
-        "the flag of XLA": ("jax", "XLA's own settings", "as script 15"),
-        "a device for each core": ("jax", "on one device", "as script 15"),
-    }
     lines = []
-    for title, case in cases.items():
+    for title, case in MEASURES.items():
         slower = slower_without(*case)
         lines.append([title, *(f"{slower[x]:.2f}" for x in ("StudentCNN", "TeacherCNN"))])
     header = ["without", "student's step takes", "teacher's step takes"]

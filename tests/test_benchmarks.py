@@ -1,6 +1,7 @@
 """What the benchmarks count on: the same networks, the work counted right, a clock that adds up."""
 
 import gzip
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import plain_loop
 import pytest
+import stacked
+import tables
 import utils
 from flax import nnx
 
@@ -67,7 +70,7 @@ def test_a_ratio_is_taken_within_each_round():
 def test_parts_add_up_to_the_whole(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    clock = breakdown.Clock()
+    clock = stacked.Clock()
     with clock.part("run"):
         now[0] += 1
         with clock.part("training"):
@@ -260,8 +263,12 @@ common.run(main)
         os.kill(pid, 0)
 
 
-def test_what_the_clock_is_put_around_exists(kd):
-    for holder, attribute, _ in breakdown.CLOCKED:
-        assert callable(getattr(holder, attribute))
-    for attribute, _ in breakdown.CLOCKED_OF_SCRIPT:
-        assert callable(getattr(kd, attribute))
+def test_the_table_of_measures_has_the_cases_that_are_timed():
+    timed = {"memory": breakdown.MALLOC, "conv": breakdown.CONV, "jax": breakdown.JAX}
+    shown = set()
+    for part, without, with_measure in tables.MEASURES.values():
+        assert {without, with_measure} <= set(timed[part])
+        shown |= {(part, without), (part, with_measure)}
+    assert shown == {(part, case) for part, cases in timed.items() for case in cases}
+    for how in (*breakdown.CONV.values(), *breakdown.JAX.values()):
+        inspect.signature(breakdown.timed_steps).bind("folder", **how)

@@ -26,7 +26,6 @@ import idx
 import jax
 import numpy as np
 import utils
-from breakdown import Clock
 from experiment import Recipe
 from flax import nnx
 from measure import load
@@ -36,6 +35,49 @@ LABELS, ROUNDS, TURNS = 1000, 9, 3
 OTHERS = 16  # recipes that a step has been compiled for before
 KINDS = ("single", "single_scored", "stack")
 PARTS = ("compilation", "inference", "checkpoints", "steps and batches")
+
+
+class Clock:
+    """Seconds by part; what runs inside of another part is taken off that one."""
+
+    def __init__(self):
+        self.seconds, self.running, self.compiling = {}, [], []
+
+    def add(self, name, seconds, inside=0.0):
+        """Adds to a part what it took beyond what ran inside of it, and takes it off the outer."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds - inside
+        if self.running:
+            self.running[-1][1] += seconds
+
+    @contextlib.contextmanager
+    def part(self, name):
+        begun, self.running = time.perf_counter(), [*self.running, [name, 0.0]]
+        try:
+            yield
+        finally:
+            *self.running, (_, inside) = self.running
+            self.add(name, time.perf_counter() - begun, inside)
+
+    def around(self, holder, attribute, name):
+        """Puts the clock around a function or method."""
+        function = getattr(holder, attribute)
+
+        @functools.wraps(function)
+        def timed(*args, **kwargs):
+            with self.part(name):
+                return function(*args, **kwargs)
+
+        setattr(holder, attribute, timed)
+
+    def compiled(self, event, seconds, **_):
+        """Takes what JAX says of tracing, lowering and compiling; one may hold others."""
+        if not event.startswith("/jax/core/compile/"):
+            return
+        end, within = time.perf_counter(), 0.0
+        while self.compiling and self.compiling[-1][0] >= end - seconds:
+            within += self.compiling.pop()[1]
+        self.compiling.append((end - seconds, seconds))
+        self.add("compilation", max(0.0, seconds - within))
 
 
 def random_data(images):
