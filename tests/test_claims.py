@@ -977,7 +977,7 @@ CLAIMS = {
             lambda: f"{read('compare')['jobs']['ratios']['ours ÷ plain Flax NNX'][0]:.2f}",
         ),
         (
-            "A whole run of 16 students takes {} times as long as 16 single runs with a transformation",
+            "a whole run of 16 students takes {} times as long as 16 single runs. The single",
             lambda: (
                 f"{np.median(np.divide(*(read('stacked')['runs'][x]['whole'] for x in ('stack', 'single')))):.2f}"
             ),

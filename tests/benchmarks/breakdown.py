@@ -1,6 +1,6 @@
 """Says what each measure for speed is worth to a step. Writes docs/results/breakdown.json.
 
-    python tests/benchmarks/breakdown.py DATA_DIR    # about 15 minutes on 2 CPU cores
+    python tests/benchmarks/breakdown.py DATA_DIR    # about 10 minutes on 2 CPU cores
 
 Steps of both networks, with each measure and without, each case in a process of its own, in turns.
 What else runs on a shared machine can make every step of some seconds twice as slow, so that the
