@@ -25,6 +25,7 @@ from idx import parser
 from measure import load
 
 TURNS, EPOCHS = 3, {"StudentCNN": 12, "TeacherCNN": 4}
+STEPS, BATCH = 16, 128  # steps of an epoch, images of a step
 
 # What `in_turns` is to compare: settings of malloc, the first layer, and the rest.
 MALLOC = {
@@ -40,18 +41,18 @@ JAX = {
 }
 
 
-def training(kd, network, batch_size, built_in_conv=False):
+def training(kd, network, built_in_conv=False):
     """Steps of a network as script 15 has it, or without `fast.conv`."""
     model = network(rngs=nnx.Rngs(0))
     if built_in_conv:
         model.conv1.conv_general_dilated = jax.lax.conv_general_dilated
-    recipe = experiment.Recipe(0, 4, batch_size, 1e-3, "onecycle")
+    recipe = experiment.Recipe(0, 4, BATCH, 1e-3, "onecycle")
     optimizer = kd.make_optimizer(model, recipe, 60_000)
     return fast.compile_step(kd.train_step, model, optimizer)
 
 
-def epoch(step, split, batch_size):
-    for batch in utils.batches(split, batch_size, 0, 1):
+def epoch(step, split):
+    for batch in utils.batches(split, BATCH, 0, 1):
         found = step(batch)
     jax.block_until_ready(found)
 
@@ -69,16 +70,16 @@ def timed_steps(
     if built_in_pool:
         kd.max_pool = functools.partial(nnx.max_pool, window_shape=(2, 2), strides=(2, 2))
     for network in (kd.StudentCNN, kd.TeacherCNN):
-        step, few = training(kd, network, 128, built_in_conv), data.train.take(slice(16 * 128))
+        step, few = training(kd, network, built_in_conv), data.train.take(slice(STEPS * BATCH))
         for _ in range(3):  # the first compiles; memory settles
-            epoch(step, few, 128)
+            epoch(step, few)
         epochs = []
         for _ in range(EPOCHS[network.__name__]):
             begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            epoch(step, few, 128)
-            milliseconds = 1e3 * (time.perf_counter() - begun) / 16
+            epoch(step, few)
+            milliseconds = 1e3 * (time.perf_counter() - begun) / STEPS
             faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-            epochs.append((round(milliseconds, 2), faults // 16))
+            epochs.append((round(milliseconds, 2), faults // STEPS))
         found[network.__name__] = min(epochs)
     return found
 
