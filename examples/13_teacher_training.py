@@ -52,6 +52,8 @@ class Config(experiment.CommonFlags):
     """Peak learning rate (default: 5e-3; 1e-3 with a constant schedule)."""
     schedule: Literal["onecycle", "constant"] = "onecycle"
     """Course of the learning rate: rising and falling in one cycle, or constant."""
+    augmentation: Literal["none", "shift", "shift_and_flip"] = "none"
+    """Random changes of the images in training."""
 
 
 # %% Model
@@ -153,7 +155,9 @@ def train_teacher(data, recipe, run):
 
     training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
     for epoch in training.epochs():
-        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+        for batch in batches(
+            data.train, recipe.batch_size, recipe.seed, epoch, recipe.augmentation
+        ):
             training.log(step(batch))
         training.score(data.scored_on, evaluate, teacher, data.test)
     return teacher
@@ -185,8 +189,9 @@ def main(config):
     for seed in run.seeds(config.seeds):
         experiment.print_heading(f"TEACHER: seed {seed}, all {len(data.train.label):,} labels")
         recipe = Recipe(
-            seed, config.epochs, config.batch_size, config.learning_rate, config.schedule
-        )
+            seed, config.epochs, config.batch_size, config.learning_rate, config.schedule,
+            config.augmentation,
+        )  # fmt: skip
         teacher = train_teacher(data, recipe, run)
         logits = predict(teacher, data.test)
         run.add_row("teacher", teacher, logits)

@@ -86,8 +86,8 @@ class CommonFlags:
     """The flags that all scripts have."""
 
     data_dir: Annotated[str | None, OPEN] = None
-    """Folder with the dataset's four IDX files (default: <DATASET>_DATA_DIR, an earlier download, a
-    download)."""
+    """Folder with the dataset's four IDX files (default: <DATASET>_DATA_DIR, a system package, an
+    earlier download, a download)."""
     dataset: Literal["mnist", "fashion_mnist", "kmnist", "digits"] = "mnist"
     """The dataset. The digits are embedded in scikit-learn and work offline."""
     holdout: Annotated[int, Range(0)] = 0
@@ -104,6 +104,7 @@ class Recipe(NamedTuple):
     batch_size: int
     learning_rate: float  # its peak, or constant
     schedule: str  # onecycle or constant
+    augmentation: str = "none"  # of its images: see `utils.augment`
 
 
 def check_flags(config):
@@ -225,7 +226,9 @@ def start(config, share_batches=True):
         jax.devices()
     except RuntimeError as error:
         raise UserError(f"JAX_PLATFORMS {jax.config.jax_platforms}: {_brief(error)}") from None
-    data = utils.load_data(config.dataset, config.data_dir, config.holdout, config.quick)
+    # Whoever names another dataset than the script's own wants that one or none.
+    fall_back = config.dataset == type(config).dataset
+    data = utils.load_data(config.dataset, config.data_dir, config.holdout, config.quick, fall_back)
     run = Run(config, data, _take_folder(config.output_dir), started)
     print(f"Data: {data}", flush=True)
     return run

@@ -80,23 +80,28 @@ class Data(NamedTuple):
         return f"{self.name} ({self.source}), {train:,} training, {test:,} {self.scored_on} images"
 
 
-def load_data(name, data_dir=None, holdout=0, quick=False):
-    """Loads a dataset from a folder, an earlier download, the network or, last, scikit-learn.
+def load_data(name, data_dir=None, holdout=0, quick=False, fall_back=True):
+    """Loads a dataset from a folder, a system package, an earlier download, the network or, last,
+    scikit-learn.
 
     Args:
       name: mnist, fashion_mnist or kmnist (four IDX files each), or digits (embedded).
       data_dir: a folder with the IDX files, plain or gzip; else <NAME>_DATA_DIR is looked up.
       holdout: so many training images, the last, take the place of the test images.
       quick: only the first 2,000 training images and the first 2,000 test images.
+      fall_back: without network, take the embedded digits instead of raising an error.
 
     Raises UserError where files are missing or wrong, or nothing can be had.
     """
     variable = f"{name.upper()}_DATA_DIR"
     folder = data_dir or os.environ.get(variable)
+    packaged = PACKAGED.get(name)
     if name == "digits":
         data = _embedded_digits()
     elif folder:
         data = _read_folder(name, "local files", at_home(folder, "--data-dir"))
+    elif packaged and packaged.is_dir():
+        data = _read_folder(name, "system package", packaged)
     else:
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         cache = at_home(cache, "XDG_CACHE_HOME") / "mnist-distillation" / name
@@ -107,7 +112,7 @@ def load_data(name, data_dir=None, holdout=0, quick=False):
             message = (
                 f"{name}: {trouble}; --data-dir or {variable} may name a folder with its files"
             )
-            require(name == "mnist", message)
+            require(fall_back, message)
             print(f"{message}. Using embedded digits instead.", file=sys.stderr, flush=True)
             data = _embedded_digits()
     data = hold_out(data, holdout)
@@ -142,6 +147,9 @@ def _check_mixed(classes, split, which):
     enough = len(split.label) >= 10 * classes
     require(len(present) > classes / 2 or not enough, sorted_files)
 
+
+# Debian and Ubuntu have Fashion-MNIST as a package: apt-get install dataset-fashion-mnist.
+PACKAGED = {"fashion_mnist": Path("/usr/share/datasets/fashion-mnist")}
 
 # The four files as MNIST's authors name them.
 FILES = [
@@ -339,21 +347,45 @@ def check_batch_size(flag, batch_size, images):
     require(batch_size <= images, f"{flag} {batch_size}: a training has only {images:,} images")
 
 
-def batches(split, batch_size, seed, epoch, **tables):
+def batches(split, batch_size, seed, epoch, augmentation="none", **tables):
     """One epoch's batches, shuffled by seed and epoch, without the rest that fills no whole batch.
 
     Yields dicts: image [B, 28, 28, 1] float32 in [0, 1], label [B] int32, index [B] int32, and of
-    each of `tables` [N, ...] the rows of these images, looked up by index.
+    each of `tables` [N, ...] the rows of these images, looked up by index. With an augmentation
+    (see `augment`) an image is another in each epoch.
     """
     total = len(split.label)
     check_batch_size("--batch-size", batch_size, total)
     order = np.random.default_rng([seed, 2, epoch]).permutation(total)
+    rng = np.random.default_rng([seed, 3, epoch])
     for start in range(0, total - batch_size + 1, batch_size):
         image, label, index = split.take(order[start : start + batch_size])
+        image = augment(image, augmentation, rng)
         batch = {"image": image / np.float32(255), "label": label, "index": index}
         for name, table in tables.items():
             batch[name] = table[index]
         yield batch
+
+
+def augment(image, augmentation, rng):
+    """Images [N, H, W, C] as they might have been, too.
+
+    Args:
+      augmentation: "none"; "shift" for a shift by up to two pixels each way, where background, 0,
+        comes in; "shift_and_flip" to mirror half of the images left to right, too.
+      rng: what draws shifts and flips, a `numpy.random.Generator`.
+    """
+    if augmentation == "none":
+        return image
+    count, height, width, _ = image.shape
+    padded = np.pad(image, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    corners = rng.integers(5, size=(count, 2))
+    flipped = rng.random(count) < (0.5 if augmentation == "shift_and_flip" else 0)
+    augmented = np.empty_like(image)
+    for i, (y, x) in enumerate(corners):
+        shifted = padded[i, y : y + height, x : x + width]
+        augmented[i] = shifted[:, ::-1] if flipped[i] else shifted
+    return augmented
 
 
 # %% Evaluation

@@ -1,5 +1,6 @@
 """Data, batches, evaluation and statistics."""
 
+import dataclasses
 import functools
 import gzip
 import hashlib
@@ -11,6 +12,7 @@ import time
 import types
 import urllib.error
 
+import experiment
 import jax
 import numpy as np
 import pytest
@@ -94,8 +96,42 @@ def test_no_network_falls_back_within_seconds(tmp_path, monkeypatch, capsys):
     assert "no network (no answer within 4 seconds)" in error
     assert "embedded digits" in error
     monkeypatch.setattr(utils, "_why_unreachable", lambda url: "no network")
+    monkeypatch.setattr(utils, "PACKAGED", {})
     with pytest.raises(utils.UserError, match="FASHION_MNIST_DATA_DIR"):
-        utils.load_data("fashion_mnist")
+        utils.load_data("fashion_mnist", fall_back=False)
+    assert utils.load_data("fashion_mnist").name == "digits"
+
+
+@pytest.mark.parametrize(("dataset", "own"), [("mnist", "mnist"), ("mnist", "fashion_mnist")])
+def test_only_a_script_s_own_dataset_falls_back(dataset, own, tmp_path, monkeypatch):
+    """Whoever names another one would be surprised by digits."""
+    monkeypatch.delenv("MNIST_DATA_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(utils, "_why_unreachable", lambda url: "no network")
+
+    @dataclasses.dataclass(frozen=True)
+    class Config(experiment.CommonFlags):
+        dataset: str = own
+        output_dir: str = "out"
+
+    config = Config(dataset=dataset, output_dir=str(tmp_path / "out"))
+    if dataset == own:
+        assert experiment.start(config).data.name == "digits"
+    else:
+        with pytest.raises(utils.UserError, match="MNIST_DATA_DIR"):
+            experiment.start(config)
+
+
+def test_a_system_package_serves_where_no_folder_is_named(tmp_path, monkeypatch):
+    arrays = write_idx(tmp_path / "package")
+    monkeypatch.setattr(utils, "PACKAGED", {"fashion_mnist": tmp_path / "package"})
+    monkeypatch.delenv("FASHION_MNIST_DATA_DIR", raising=False)
+    data = utils.load_data("fashion_mnist")
+    assert (data.name, data.source) == ("fashion_mnist", "system package")
+    np.testing.assert_array_equal(data.train.image[..., 0], arrays[utils.FILES[0]])
+    write_idx(tmp_path / "named")
+    monkeypatch.setenv("FASHION_MNIST_DATA_DIR", str(tmp_path / "named"))
+    assert utils.load_data("fashion_mnist").source == "local files"
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -157,6 +193,57 @@ def test_index_is_the_place_in_the_training_set(digits):
     np.testing.assert_array_equal(part.image, digits.train.image[part.index])
     for batch in utils.batches(part, 10, 0, 1, table=np.arange(1297)):
         np.testing.assert_array_equal(batch["table"], batch["index"])
+
+
+def noise(count):
+    """A split of noise: no two shifts of its images are alike."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(1, 256, (count, 28, 28, 1)).astype(np.uint8)
+    return utils.Split(image, np.zeros(count, np.int32), np.arange(count))
+
+
+def test_a_view_is_its_image_shifted_by_at_most_two_pixels_and_half_of_them_mirrored():
+    split = noise(400)
+    views = utils.augment(split.image, "shift_and_flip", np.random.default_rng(0))
+    assert views.dtype == np.uint8
+    assert views.shape == split.image.shape
+    found = []
+    for image, view in zip(split.image[..., 0], views[..., 0], strict=True):
+        padded = np.pad(image, 2)
+        for flipped in (False, True):
+            for y in range(5):
+                for x in range(5):
+                    shifted = padded[y : y + 28, x : x + 28]
+                    if np.array_equal(shifted[:, ::-1] if flipped else shifted, view):
+                        found.append((y, x, flipped))
+    assert len(found) == 400  # each in one way
+    assert {(y, x) for y, x, _ in found} == {(y, x) for y in range(5) for x in range(5)}
+    assert 150 < sum(flipped for *_, flipped in found) < 250
+
+
+def test_shift_mirrors_nothing_and_none_changes_nothing():
+    split = noise(50)
+    views = utils.augment(split.image, "shift", np.random.default_rng(0))
+    for image, view in zip(split.image[..., 0], views[..., 0], strict=True):
+        padded = np.pad(image, 2)
+        shifts = [padded[y : y + 28, x : x + 28] for y in range(5) for x in range(5)]
+        assert any(np.array_equal(view, shifted) for shifted in shifts)
+    rng = np.random.default_rng(0)
+    assert utils.augment(split.image, "none", rng) is split.image
+    assert rng.random() == np.random.default_rng(0).random()  # draws nothing
+
+
+def test_batches_of_views_differ_from_epoch_to_epoch_and_are_drawn_by_the_seed():
+    def views(seed, epoch):
+        batches = utils.batches(noise(64), 16, seed, epoch, "shift")
+        return {
+            int(i): image for x in batches for i, image in zip(x["index"], x["image"], strict=True)
+        }
+
+    one, same, other_epoch, other_seed = views(0, 1), views(0, 1), views(0, 2), views(1, 1)
+    assert all(np.array_equal(one[i], same[i]) for i in one)
+    for other in (other_epoch, other_seed):
+        assert np.mean([np.array_equal(one[i], other[i]) for i in one]) < 0.3
 
 
 @pytest.mark.parametrize("count", [10, 100, 1003, "all"])
