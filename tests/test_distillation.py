@@ -190,7 +190,7 @@ def test_with_one_pair_the_summary_says_what_chance_could_have_done(kd, few, tmp
     )  # fmt: skip
     report, trainings = watch(kd, few, config)
     teacher, distilled, _ = trainings
-    assert teacher.recipe[1:] == (1, 50, 2e-3, "onecycle")
+    assert teacher.recipe[1:] == (1, 50, 2e-3, "onecycle", "none")
     check_optimizer(kd, teacher)
     assert "teacher_logits" not in distilled.batches[0]
     assert distilled.given["cache_teacher"] is False
@@ -202,7 +202,7 @@ def test_with_one_pair_the_summary_says_what_chance_could_have_done(kd, few, tmp
 
 def test_the_constant_rate_is_adam_s_own(kd, digits):
     config = kd.fill_in_defaults(kd.Config(schedule="constant"), digits)
-    assert kd.teacher_recipe(config, 1297)[3:] == (1e-3, "constant")
+    assert kd.teacher_recipe(config, 1297)[3:] == (1e-3, "constant", "none")
 
 
 def test_rows_are_in_the_order_of_the_seeds(watched):
@@ -276,12 +276,12 @@ def test_the_recipes_of_students(script, digits, many, first_look):
         (digits, {"epochs": 0, "batch_size": 9, "learning_rate": 1.0}, 10, (0, 9, 1.0, "onecycle")),
     ):
         recipe = module.student_recipe(module.Config(**flags), data, 7, labels)
-        assert recipe == (7, *wanted)
+        assert recipe == module.Recipe(7, *wanted)
 
 
 def test_the_recipe_of_the_teacher(kd, digits):
     teacher = kd.fill_in_defaults(kd.Config(teacher_seed=3), digits)
-    assert kd.teacher_recipe(teacher, 1297) == (3, 8, 32, 5e-3, "onecycle")
+    assert kd.teacher_recipe(teacher, 1297) == (3, 8, 32, 5e-3, "onecycle", "none")
 
 
 def test_13_and_14_have_the_defaults_of_15(digits, many, first_look):
@@ -304,7 +304,7 @@ def test_13_trains_as_many_teachers_as_seeds_are_asked_for(few, tmp_path):
         schedule="constant",
     )  # fmt: skip
     report, trainings = watch(module, few, config)
-    assert [x.recipe for x in trainings] == [(s, 2, 100, 1e-3, "constant") for s in (3, 4)]
+    assert [x.recipe for x in trainings] == [(s, 2, 100, 1e-3, "constant", "none") for s in (3, 4)]
     for row, training in zip(report["results"], trainings, strict=True):
         check_optimizer(module, training)
         assert training.split is few.train

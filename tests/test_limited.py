@@ -219,7 +219,7 @@ def test_who_is_trained(watched):
 
 def test_the_teacher_is_trained_on_all_labels_by_its_own_seed(watched, few):
     teacher = watched.teacher
-    assert teacher.recipe == (3, 4, 32, 5e-3, "onecycle")
+    assert teacher.recipe == (3, 4, 32, 5e-3, "onecycle", "none")
     assert teacher.split is few.train
     assert len(teacher.batches) == 4 * 12
     for start in range(0, 4 * 12, 12):  # an epoch shows all but the rest of a batch
@@ -513,7 +513,7 @@ def test_other_numbers_of_labels_take_the_nearest_recipe(limited, many):
         rate, epochs = limited.RECIPES[count]["distilled"]
         found = limited.limited_recipe(config, many, "distilled", 5, labels)
         want = round(epochs * (count / labels) ** 0.66)
-        assert found == (5, want, min(128, labels), rate, "onecycle")
+        assert found == limited.Recipe(5, want, min(128, labels), rate, "onecycle")
 
 
 @pytest.mark.parametrize(
@@ -525,7 +525,9 @@ def test_other_numbers_of_labels_take_the_nearest_recipe(limited, many):
     ],
 )
 def test_flags_take_the_place_of_the_recipe(limited, many, flags, wanted):
-    assert limited.limited_recipe(limited.Config(**flags), many, "baseline", 5, 1000) == wanted
+    assert limited.limited_recipe(
+        limited.Config(**flags), many, "baseline", 5, 1000
+    ) == limited.Recipe(*wanted)
 
 
 @pytest.mark.parametrize(
@@ -539,7 +541,9 @@ def test_flags_take_the_place_of_the_recipe(limited, many, flags, wanted):
 )
 def test_where_images_are_few_the_recipe_is_that_of_the_digits(limited, few, flags, labels, wanted):
     for kind in ("baseline", "distilled"):
-        assert limited.limited_recipe(limited.Config(**flags), few, kind, 5, labels) == wanted
+        assert limited.limited_recipe(
+            limited.Config(**flags), few, kind, 5, labels
+        ) == limited.Recipe(*wanted)
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "constant"])
@@ -559,7 +563,7 @@ def test_students_flags_do_not_change_the_teacher(
     )
     data = many if name == "mnist" else few
     recipe = limited.limited_teacher_recipe(config, data)
-    assert recipe == (4, epochs, 128 if name == "mnist" else 32, 5e-3, "onecycle")
+    assert recipe == (4, epochs, 128 if name == "mnist" else 32, 5e-3, "onecycle", "none")
 
 
 @pytest.mark.parametrize(
