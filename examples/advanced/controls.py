@@ -302,7 +302,9 @@ def train_teacher(data, recipe, run):
 
     training = Training(run, "teacher", teacher, optimizer, recipe, data.train)
     for epoch in training.epochs():
-        for batch in batches(data.train, recipe.batch_size, recipe.seed, epoch):
+        for batch in batches(
+            data.train, recipe.batch_size, recipe.seed, epoch, recipe.augmentation
+        ):
             training.log(step(batch))
         training.score(data.scored_on, evaluate, teacher, data.test)
     return teacher
