@@ -525,9 +525,8 @@ def test_other_numbers_of_labels_take_the_nearest_recipe(limited, many):
     ],
 )
 def test_flags_take_the_place_of_the_recipe(limited, many, flags, wanted):
-    assert limited.limited_recipe(
-        limited.Config(**flags), many, "baseline", 5, 1000
-    ) == limited.Recipe(*wanted)
+    found = limited.limited_recipe(limited.Config(**flags), many, "baseline", 5, 1000)
+    assert found == limited.Recipe(*wanted)
 
 
 @pytest.mark.parametrize(
@@ -541,9 +540,8 @@ def test_flags_take_the_place_of_the_recipe(limited, many, flags, wanted):
 )
 def test_where_images_are_few_the_recipe_is_that_of_the_digits(limited, few, flags, labels, wanted):
     for kind in ("baseline", "distilled"):
-        assert limited.limited_recipe(
-            limited.Config(**flags), few, kind, 5, labels
-        ) == limited.Recipe(*wanted)
+        found = limited.limited_recipe(limited.Config(**flags), few, kind, 5, labels)
+        assert found == limited.Recipe(*wanted)
 
 
 @pytest.mark.parametrize("schedule", ["onecycle", "constant"])

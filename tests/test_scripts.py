@@ -256,6 +256,6 @@ def test_help_explains_every_flag(script, monkeypatch, capsys):
         flag = "--" + field.name.replace("_", "-")
         flag = flag.replace("--", "--no-", 1) if field.default is True else flag
         # After the flag and what it takes comes a sentence.
-        choices = r"(?:[^a-z]|all|[a-z_]+[,}])*"
-        assert re.search(rf"{flag} {choices}[A-Z][a-z' ]", text)
+        takes = r"(?:[^a-z]|all|\{[a-z_,]+\})*"
+        assert re.search(rf"{flag} {takes}[A-Z][a-z' ]", text)
         assert field.name in hints
