@@ -140,27 +140,44 @@ def table(header, lines, name=None, note=""):
 HEADLINE = {
     "default": "MNIST, 1,000 labels (default)",
     "all_labels": "MNIST, all 60,000 labels",
+    "fashion": "Fashion-MNIST, all 60,000 labels",
     "digits": "embedded digits, 100 labels (offline)",
 }
+
+
+def headline_pair(name):
+    """The rows that a line of the headline table compares. Fashion-MNIST's are of script 16."""
+    if name == "fashion":
+        return "distilled, 60000 labels", "baseline, 60000 labels"
+    return "distilled", "baseline"
+
+
+def headline_gain(name):
+    """What distillation gains, in points: the interval is over the teachers, or where there is one
+    alone over the pairs."""
+    if len(read(name)["runs"]) == 1:
+        return gain(name, *headline_pair(name))
+    return gain_over_teachers(name)
 
 
 def headline():
     lines = []
     for name, title in HEADLINE.items():
         teacher = np.mean(by_teacher(name, "teacher"))
-        baseline, distilled = (accuracies(name, x) for x in ("baseline", "distilled"))
+        distilled, baseline = (accuracies(name, x) for x in headline_pair(name))
         networks = [f"{x:.2f} %" for x in (teacher, baseline.mean(), distilled.mean())]
-        lines.append(
-            [title, *networks, in_words(gain_over_teachers(name)), won(gain(name, "distilled"))]
-        )
+        wins = won(gain(name, *headline_pair(name)))
+        lines.append([title, *networks, in_words(headline_gain(name)), wins])
     header = ["data, labels of the students", "teacher", "baseline", "distilled"]
     header += ["gain, points (95 % interval)", "pairs won"]
     commands = " ".join(HEADLINE)
+    first_date, *_, last_date = sorted(read(name)["date"] for name in HEADLINE)
     note = (
         "Means over five teachers with three pairs of students each; the interval is over the "
-        "teachers. Baseline: the student without a teacher. Gain: distilled minus baseline. Pairs "
+        "teachers. Fashion-MNIST, by script 16: one teacher with five pairs, and the interval over "
+        "these. Baseline: the student without a teacher. Gain: distilled minus baseline. Pairs "
         "won: those in which the distilled student is more accurate. "
-        f"Measured by `python docs/measure.py {commands}` ({read('default')['date']})."
+        f"Measured by `python docs/measure.py {commands}` ({first_date} to {last_date})."
     )
     return table(header, lines, note=note)
 
@@ -275,8 +292,8 @@ def limited_labels(name="limited_labels"):
             if student in present:
                 line[-2:] = percent(mean(name, student)), in_words(gain(name, student, baseline))
         lines.append(line)
-    header = ["labels", "baseline", "distilled", "gain, points (95 % interval)"]
-    header += ["transfer: unlabelled images too", "gain, points (95 % interval)"]
+    header = ["labels", "baseline", "distilled", "distilled − baseline, points (95 % interval)"]
+    header += ["transfer: unlabelled images too", "transfer − baseline"]
     return table(header, lines, name, "Means over five seeds, on test images.")
 
 
@@ -368,6 +385,82 @@ def smoothing():
     return table(["smoothing", "mean", "each seed"], lines, "controls", note)
 
 
+def taught_by(teacher, labels):
+    """The mean errors of a teacher's students in the search of Fashion-MNIST's teacher."""
+    [errors] = [
+        row["errors"]
+        for row in read("fashion_teaching")["results"]
+        if (row["teacher"], row["labels"]) == (teacher, labels)
+    ]
+    return np.mean(errors)
+
+
+def fashion_teachers():
+    """The teachers that were tried for Fashion-MNIST, and how well they teach; the best in bold."""
+    search = read("fashion_teacher_tuning")
+    columns = []  # of numbers: the teacher's errors and its students'
+    for row in search["results"]:
+        students = [taught_by(row["run"], labels) for labels in (10_000, "all")]
+        columns.append([row["validation_errors"], *students])
+    lines = []
+    for row, errors in zip(search["results"], columns, strict=True):
+        config = search["runs"][row["run"]]["config"]
+        line = [config["epochs"], config["augmentation"], f"{config['learning_rate']:g}"]
+        for column, number in enumerate(errors):
+            is_best = number == min(numbers[column] for numbers in columns)
+            line.append(f"**{number:.0f}**" if is_best else f"{number:.0f}")
+        lines.append(line)
+    note = (
+        f"Errors on {search['dataset']['validation']:,} validation images: of one teacher, and the "
+        "mean of two of its students. Bold: the best of its column."
+    )
+    header = ["epochs", "augmentation", "peak rate", "teacher"]
+    header += ["students, 10,000 labels", "students, all labels"]
+    return table(header, lines, "fashion_teaching", note)
+
+
+def fashion_search():
+    """The settings that were tried for Fashion-MNIST: mean errors on validation images, the best of
+    each student in bold."""
+    search = read("fashion_tuning")
+    best = {}  # {(labels, student): mean errors}
+    baselines = {}  # {(labels, epochs, rate): mean errors}, those that are not shown yet
+    for row in search["results"]:
+        errors = np.mean(row["errors"])
+        column = row["labels"], row["name"]
+        best[column] = min(best.get(column, errors), errors)
+        if row["name"] == "baseline":
+            baselines[row["labels"], row["epochs"], row["learning_rate"]] = errors
+
+    def bold_if_best(labels, student, errors):
+        return f"**{errors:.0f}**" if errors == best[labels, student] else f"{errors:.0f}"
+
+    lines = []
+    for row in search["results"]:
+        cell = labels, epochs, rate = row["labels"], row["epochs"], row["learning_rate"]
+        line = [labels if labels == "all" else f"{labels:,}", epochs, f"{rate:g}", "", "", ""]
+        if row["name"] == "distilled":
+            softness = f"{row['temperature']:g}, {row['alpha']:g}"
+            line[4:] = softness, bold_if_best(labels, "distilled", np.mean(row["errors"]))
+        elif any(
+            other["name"] == "distilled" and is_cell(other, cell) for other in search["results"]
+        ):
+            continue  # it stands beside the first distilled student of its epochs and rate
+        if cell in baselines:
+            line[3] = bold_if_best(labels, "baseline", baselines.pop(cell))
+        lines.append(line)
+    note = (
+        f"Mean errors on {search['dataset']['validation']:,} validation images over two seeds; "
+        "bold: the best of its column with as many labels."
+    )
+    header = ["labels", "epochs", "peak rate", "baseline", "T, alpha", "distilled"]
+    return table(header, lines, "fashion_tuning", note)
+
+
+def is_cell(row, cell):
+    return (row["labels"], row["epochs"], row["learning_rate"]) == cell
+
+
 def hinton():
     """Test errors beside the paper's."""
     paper = measure.load(measure.HINTON).PAPER
@@ -450,11 +543,14 @@ def code(file, *names):
 def flags(file):
     """The flags of a script, from the sentences below the fields of its Config."""
     lines = []
+    shown_flags = set()
     for path, name in ((file, "Config"), ("examples/experiment.py", "CommonFlags")):
         source = (ROOT / path).read_text()
         [config] = [x for x in ast.parse(source).body if getattr(x, "name", None) == name]
         for field, sentence in itertools.pairwise(config.body):
-            if isinstance(field, ast.AnnAssign):
+            # A script may have a common flag with a default of its own.
+            if isinstance(field, ast.AnnAssign) and field.target.id not in shown_flags:
+                shown_flags.add(field.target.id)
                 default = ast.get_source_segment(source, field.value)
                 flag = field.target.id.replace("_", "-")
                 flag = f"`--no-{flag}`" if default == "True" else f"`--{flag}`"

@@ -45,6 +45,28 @@ def shares_of_the_gain(labels):
     return gains / (accuracy.max() - baseline)
 
 
+def gain_of_fashion(labels=60_000):
+    return gain("fashion", f"distilled, {labels} labels", f"baseline, {labels} labels")
+
+
+def trials_on_fashion(student):
+    """The mean errors of the search with all labels."""
+    rows = read("fashion_tuning")["results"]
+    wanted = [row for row in rows if (row["name"], row["labels"]) == (student, "all")]
+    return [np.mean(row["errors"]) for row in wanted]
+
+
+def promised_on_fashion():
+    """The gain on validation images, in points."""
+    return (min(trials_on_fashion("baseline")) - min(trials_on_fashion("distilled"))) / 100
+
+
+def behind_the_teacher(name):
+    """How far the baseline of all labels is behind, in points."""
+    difference = mean(name, "teacher") - mean(name, "baseline, 60000 labels")
+    return f"{100 * difference:.2f}"
+
+
 CLAIMS = {
     "13_teacher_training": [
         (
@@ -86,7 +108,7 @@ CLAIMS = {
     ],
     "16_limited_labels": [
         (
-            "A student with 1,000 labels gains {} points (95 % interval {}) from a teacher",
+            "On MNIST a student with 1,000 labels gains {} points (95 % interval {}) from a teacher",
             lambda: in_parts(
                 gain("limited_labels", "distilled, 1000 labels", "baseline, 1000 labels")
             ),
@@ -134,7 +156,7 @@ CLAIMS = {
             ),
         ),
         (
-            "**All labels: a trace at most.** The gain is {} points ({}),",
+            "**All labels of MNIST: a trace at most.** The gain is {} points ({}),",
             lambda: in_parts(
                 gain("limited_labels", "distilled, 60000 labels", "baseline, 60000 labels")
             ),
@@ -162,6 +184,38 @@ CLAIMS = {
             lambda: tuple(
                 percent(mean("limited_labels", f"{student}, 1000 labels", "ece"))
                 for student in ("baseline", "distilled")
+            ),
+        ),
+        (
+            "With all labels the baseline is {} points behind its teacher, on MNIST {} points.",
+            lambda: (behind_the_teacher("fashion"), behind_the_teacher("limited_labels")),
+        ),
+        (
+            "It reaches {} on the test images. The students see plain images.",
+            lambda: percent(mean("fashion", "teacher")),
+        ),
+        (
+            "With all labels hardly a gain is left on MNIST. On [Fashion-MNIST](#fashion-mnist-a-gain-with-all-labels) it is {} points.",
+            lambda: points(gain_of_fashion().mean),
+        ),
+        (
+            "**With harder images a gain remains with all labels:** {} points on Fashion-MNIST ({}), with each of five seeds.",
+            lambda: in_parts(gain_of_fashion()),
+        ),
+        (
+            "the share of equal answers rises from {} to {}, and so does the ECE, from {} to {} (",
+            lambda: tuple(
+                percent(mean("fashion", f"{student}, 10000 labels", key))
+                for key in ("agreement", "ece")
+                for student in ("baseline", "distilled")
+            ),
+        ),
+        (
+            "On Fashion-MNIST's validation images, with 50,000 labels, the gain was {} points, not {}: each student's best of {} trials",
+            lambda: (
+                f"{promised_on_fashion():.2f}",
+                points(gain_of_fashion().mean),
+                len(trials_on_fashion("distilled")),
             ),
         ),
         ("| examples of the students | 3 %, about 20 million |", None),
@@ -615,8 +669,12 @@ CLAIMS = {
     ],
     "README": [
         (
-            "With 1,000 labels for the students, distillation gains {} points.",
+            "With 1,000 labels of MNIST for the students, distillation gains {} points;",
             lambda: points(gain_over_teachers("default").mean),
+        ),
+        (
+            "On Fashion-MNIST, with all labels, distillation gains {} points.",
+            lambda: points(gain_of_fashion().mean),
         ),
     ],
     "advanced_controls": [
@@ -883,6 +941,14 @@ CLAIMS = {
     ],
     "knowledge_distillation": [
         (
+            "On Fashion-MNIST the baseline with all 60,000 labels is {} points behind its teacher,",
+            lambda: behind_the_teacher("fashion"),
+        ),
+        (
+            "#fashion-mnist-a-gain-with-all-labels) {} points ({}) with the same labels.",
+            lambda: in_parts(gain_of_fashion()),
+        ),
+        (
             "stays within a factor of {} from T =",
             lambda: (
                 f"{max(read('temperature')['runs'][0]['with_t2_start']) / read('temperature')['runs'][0]['with_t2_start'][0]:.1f}"
@@ -970,6 +1036,10 @@ CLAIMS = {
             lambda: in_parts(gain("online", "2 mutual peers", "2 baselines apart")),
         ),
         ("of a text teacher reached {}.", lambda: percent(mean("cross_modal", "image student"))),
+    ],
+    "provenance": [  # test scores that reopened a search, of settings that are no longer those
+        ("after one with them had scored 92.66 % on the test images.", None),
+        ("gained +1.76 points with 1,000 labels, +1.32 with 10,000 and +0.45 with all.", None),
     ],
     "speed": [
         (

@@ -261,6 +261,39 @@ def test_what_a_flag_leaves_open(kd, digits, many, first_look):
         assert found == wanted
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ({}, (4.0, 20, "shift")),
+        ({"labels": 10_000}, (4.0, 20, "shift")),
+        ({"labels": "all"}, (2.0, 20, "shift")),
+        ({"labels": 30_000}, (2.0, 20, "shift")),
+        ({"quick": True}, (4.0, 4, "none")),
+        ({"temperature": 3.0}, (3.0, 20, "shift")),
+        ({"teacher_epochs": 5, "teacher_augmentation": "none"}, (4.0, 5, "none")),
+    ],
+)
+def test_fashion_mnist_has_settings_of_its_own(kd, many, flags, wanted):
+    config = kd.fill_in_defaults(kd.Config(**flags), many._replace(name="fashion_mnist"))
+    found = config.temperature, config.teacher_epochs, config.teacher_augmentation
+    assert found == wanted
+    recipe = kd.teacher_recipe(config, 60_000)
+    assert recipe.augmentation == wanted[-1]
+    assert recipe.learning_rate == (5e-3 if flags == {"quick": True} else 2e-3)
+
+
+def test_a_constant_rate_is_the_same_on_fashion_mnist(kd, many):
+    clothes = many._replace(name="fashion_mnist")
+    config = kd.fill_in_defaults(kd.Config(schedule="constant"), clothes)
+    assert kd.teacher_recipe(config, 60_000)[3:] == (1e-3, "constant", "shift")
+
+
+def test_all_other_data_have_temperature_3_and_a_teacher_of_plain_images(kd, many, digits):
+    for data in (many, digits, many._replace(name="kmnist")):
+        config = kd.fill_in_defaults(kd.Config(), data)
+        assert (config.temperature, config.teacher_augmentation) == (3, "none")
+
+
 @pytest.mark.parametrize("script", ["14_student_baseline.py", SCRIPT])
 def test_the_recipes_of_students(script, digits, many, first_look):
     module = load(EXAMPLES / script)
@@ -273,6 +306,8 @@ def test_the_recipes_of_students(script, digits, many, first_look):
         (digits, {}, 100, (120, 32, 1e-2, "onecycle")),
         (digits, {}, 20, (120, 20, 1e-2, "onecycle")),
         (first_look, {}, 100, (120, 32, 1e-2, "onecycle")),
+        (many._replace(name="fashion_mnist"), {}, 1000, (30, 128, 2e-2, "onecycle")),
+        (many._replace(name="fashion_mnist"), {}, 60_000, (7, 128, 2e-2, "onecycle")),
         (digits, {"epochs": 0, "batch_size": 9, "learning_rate": 1.0}, 10, (0, 9, 1.0, "onecycle")),
     ):
         recipe = module.student_recipe(module.Config(**flags), data, 7, labels)
@@ -284,15 +319,19 @@ def test_the_recipe_of_the_teacher(kd, digits):
     assert kd.teacher_recipe(teacher, 1297) == (3, 8, 32, 5e-3, "onecycle", "none")
 
 
-def test_13_and_14_have_the_defaults_of_15(digits, many, first_look):
+def test_13_and_14_have_the_defaults_of_15(kd, digits, many, first_look):
     teachers = load(EXAMPLES / "13_teacher_training.py")
     baselines = load(EXAMPLES / "14_student_baseline.py")
+    clothes = many._replace(name="fashion_mnist")
     for data, quick, epochs, batch_size, labels in (
         (many, False, 3, 128, 1000), (first_look, True, 4, 32, 100), (digits, False, 8, 32, 100),
+        (clothes, False, 20, 128, 1000), (clothes, True, 4, 128, 100),
     ):  # fmt: skip
         config = teachers.fill_in_defaults(teachers.Config(quick=quick), data)
         assert (config.epochs, config.batch_size) == (epochs, batch_size)
-        assert config.learning_rate == 5e-3
+        of_15 = kd.fill_in_defaults(kd.Config(quick=quick), data)
+        assert config.learning_rate == of_15.teacher_learning_rate
+        assert config.augmentation == of_15.teacher_augmentation
         config = baselines.fill_in_defaults(baselines.Config(quick=quick), data)
         assert config.labels == labels
 

@@ -496,9 +496,43 @@ def test_recipes_are_the_best_of_the_searches(limited):
             assert recipe == (best.learning_rate, best.epochs)
 
 
-def test_the_results_are_of_these_recipes(limited, many):
+def fashion_rows(kind, labels):
+    """The rows of the search on Fashion-MNIST."""
+    searched_for = labels if labels < 50_000 else "all"
+    rows = tables.read("fashion_tuning")["results"]
+    return [row for row in rows if (row["name"], row["labels"]) == (kind, searched_for)]
+
+
+def test_recipes_of_fashion_mnist_are_the_best_of_their_search(limited, many):
+    """And so are temperature and alpha."""
+    clothes = many._replace(name="fashion_mnist")
+    for labels, kinds in limited.FASHION_RECIPES.items():
+        for kind, recipe in kinds.items():
+            best = min(fashion_rows(kind, labels), key=lambda row: sum(row["errors"]))
+            assert recipe == (best["learning_rate"], best["epochs"])
+        softness = best["temperature"], best["alpha"]  # the distilled student's
+        config = limited.Config()
+        assert softness == (limited.choose_temperature(config, clothes, labels), config.alpha)
+
+
+def test_the_temperature_is_that_of_the_flag_or_by_the_number_of_labels(limited, many):
+    clothes = many._replace(name="fashion_mnist")
+    for data, flags, labels, wanted in (
+        (clothes, {}, 1000, 4.0),
+        (clothes, {}, 10_000, 4.0),
+        (clothes, {}, 10_001, 2.0),
+        (clothes, {"temperature": 3.5}, 1000, 3.5),
+        (many, {}, 1000, 3.0),
+        (many, {"temperature": 1.0}, 60_000, 1.0),
+    ):
+        assert limited.choose_temperature(limited.Config(**flags), data, labels) == wanted
+
+
+@pytest.mark.parametrize("name", ["limited_labels", "fashion"])
+def test_the_results_are_of_these_recipes(limited, many, name):
     """Whoever changes RECIPES has to measure again."""
-    results = json.loads((ROOT / "docs" / "results" / "limited_labels.json").read_text())
+    results = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text())
+    many = many._replace(name=results["dataset"]["name"])
     rows = results["results"]
     assert rows[0]["name"] == "teacher"
     for row in rows[1:]:
@@ -560,7 +594,7 @@ def test_students_flags_do_not_change_the_teacher(
         teacher_seed=4,
     )
     data = many if name == "mnist" else few
-    recipe = limited.limited_teacher_recipe(config, data)
+    recipe = limited.default_teacher_recipe(config, data)
     assert recipe == (4, epochs, 128 if name == "mnist" else 32, 5e-3, "onecycle", "none")
 
 
@@ -579,6 +613,7 @@ def test_defaults(limited, few, many):
     for data, quick, labels, seeds in (
         (many, False, (100, 250, 1000, 5000, "all"), 3),
         (many, True, (100, 500), 2),
+        (many._replace(name="fashion_mnist"), False, (1000, 10_000, "all"), 3),
         (few, False, (50, 100, 300, "all"), 3),
         (few._replace(name="mnist"), False, (100, 250, "all"), 3),
         (few, True, (100,), 2),

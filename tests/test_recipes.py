@@ -113,3 +113,64 @@ def test_the_teacher_has_the_epochs_of_its_search(kd, digits, many):
     assert kd.fill_in_defaults(kd.Config(), digits).teacher_epochs == wanted
     of_mnist = by_epochs("teacher_tuning")
     assert kd.fill_in_defaults(kd.Config(), many).teacher_epochs == max(of_mnist, key=of_mnist.get)
+
+
+def test_the_teacher_of_fashion_mnist_is_the_one_whose_students_err_least(kd, many):
+    errors = {}
+    for row in read("fashion_teaching")["results"]:
+        errors[row["teacher"]] = errors.get(row["teacher"], 0) + sum(row["errors"])
+    searched = read("fashion_teacher_tuning")["runs"]
+    assert len(errors) == len(searched) > 3
+    best = searched[min(errors, key=errors.get)]["config"]
+    wanted = best["epochs"], 128, best["learning_rate"], "onecycle", best["augmentation"]
+
+    clothes = many._replace(name="fashion_mnist")
+    config = kd.fill_in_defaults(kd.Config(), clothes)
+    assert kd.teacher_recipe(config, 60_000)[1:] == wanted
+    limited = load(EXAMPLES / "16_limited_labels.py")
+    config = limited.fill_in_defaults(limited.Config(), clothes)
+    assert limited.default_teacher_recipe(config, clothes)[1:] == wanted
+
+
+def test_both_students_had_as_many_trials_on_fashion_mnist():
+    search = read("fashion_tuning")
+    assert search["dataset"] == {"name": "fashion_mnist", "validation": 10_000}
+    trials = [
+        (row["labels"], row["name"])
+        for row in search["results"]
+        for _ in row["errors"]
+    ]  # fmt: skip
+    for labels in (1000, 10_000, "all"):
+        assert trials.count((labels, "baseline")) == trials.count((labels, "distilled")) > 5
+
+
+def test_one_recipe_for_both_students_of_fashion_mnist_is_within_10_errors_of_the_best(kd, many):
+    """In the mean of both students, over the cells that both tried with equal softness."""
+    clothes = many._replace(name="fashion_mnist")
+    config = kd.Config()
+    rows = read("fashion_tuning")["results"]
+    for searched_for, labels in ((1000, 1000), ("all", 50_000)):
+        errors = {}  # {(epochs, rate): {student: mean errors}}
+        for row in rows:
+            if row["labels"] == searched_for and (row["temperature"], row["alpha"]) in (
+                (None, None),
+                (2.0, 0.1),
+            ):
+                cell = errors.setdefault((row["epochs"], row["learning_rate"]), {})
+                cell[row["name"]] = np.mean(row["errors"])
+        of_both = {
+            cell: (students["baseline"] + students["distilled"]) / 2
+            for cell, students in errors.items()
+            if len(students) == 2
+        }
+        assert len(of_both) >= 6
+        recipe = kd.student_recipe(config, clothes, 0, labels)
+        assert of_both[recipe.epochs, recipe.learning_rate] <= min(of_both.values()) + 10
+
+
+def test_one_temperature_and_alpha_for_10000_labels_of_fashion_mnist(kd, many):
+    clothes = many._replace(name="fashion_mnist")
+    config = kd.fill_in_defaults(kd.Config(labels=10_000), clothes)
+    limited = load(EXAMPLES / "16_limited_labels.py")
+    assert limited.choose_temperature(limited.Config(), clothes, 10_000) == config.temperature
+    assert limited.Config().alpha == config.alpha
