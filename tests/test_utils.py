@@ -60,6 +60,12 @@ def test_mnist_itself():
     ]  # fmt: skip
 
 
+def test_embedded_digits_are_the_same_with_64_bits(digits):
+    with jax.enable_x64(True):
+        found = utils.load_data("digits")
+    np.testing.assert_array_equal(found.train.image, digits.train.image)
+
+
 def test_embedded_digits(digits):
     assert len(digits.train.label) == 1297
     assert len(digits.test.label) == 500
