@@ -118,7 +118,8 @@ def check_flags(config):
         for one in value if several else (value,):
             _check_value(flag, one, hints[field.name])
         try:
-            typeguard.check_type(value, hints[field.name])
+            every_item = typeguard.CollectionCheckStrategy.ALL_ITEMS
+            typeguard.check_type(value, hints[field.name], collection_check_strategy=every_item)
         except typeguard.TypeCheckError as error:
             raise UserError(f"{flag} {value!r}: is of a wrong type ({_brief(error)})") from None
         if several:  # as a number is printed, it names a network

@@ -809,6 +809,13 @@ def test_a_value_of_a_wrong_type_is_refused(kd, flag, value):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("labels", [(100, None), (100, 2.5), ("all", "few")])
+def test_a_later_value_of_a_wrong_type_is_refused(labels):
+    limited = load(EXAMPLES / "16_limited_labels.py")
+    with pytest.raises(utils.UserError, match="--labels "):
+        experiment.check_flags(limited.Config(labels=labels))
+
+
 def test_values_of_numpy_that_are_python_s_too_are_taken(kd):
     experiment.check_flags(kd.Config(alpha=np.float64(0.5)))
 
