@@ -35,6 +35,7 @@ from utils import UserError, require  # noqa: E402
 
 DISTIL = "examples/15_knowledge_distillation.py"
 LIMITED = "examples/16_limited_labels.py"
+FEATURES = "examples/21_feature_distillation.py"
 HINTON = "examples/25_hinton_2015.py"
 
 
@@ -116,6 +117,8 @@ EXPERIMENTS["digits_teacher_tuning"] = [
 
 FASHION = "--dataset fashion_mnist"
 EXPERIMENTS["fashion"] = [f"{LIMITED} {FASHION} --seed 300 --seeds 5 --teacher-seed 300"]
+TAUGHT_BY_FASHION = f"--seeds 5 --teacher {RUNS}/fashion/0"
+EXPERIMENTS["features"] = [f"{FEATURES} --seed 310 {TAUGHT_BY_FASHION}"]
 EXPERIMENTS["fashion_teacher_tuning"] = [
     f"examples/13_teacher_training.py {FASHION} {HELD_OUT} --epochs {epochs} --augmentation {how}"
     f" --learning-rate {rate}"
@@ -131,7 +134,7 @@ EXPERIMENTS["fashion_teacher_tuning"] = [
 
 # What pages show of the first command of an experiment: {experiment: {picture: file of the run}}.
 WITH_FIGURE = ("default", "grid", "temperature", "ensemble", "self", "online", "cross_modal")
-WITH_FIGURE += ("limited_labels", "controls", "hinton", "fashion")
+WITH_FIGURE += ("limited_labels", "controls", "hinton", "fashion", "features")
 FIGURES = {name: {f"{name}.png": "figure.png"} for name in WITH_FIGURE}
 FIGURES["default"]["soft_targets.png"] = "soft_targets.png"
 
@@ -346,6 +349,19 @@ def write_search(name, script, run, results):
     write(name, {**about, "results": results})
 
 
+def choose_next(errors_of):
+    """Where a search over one setting should go on, from {setting: errors}: beyond its best, where
+    that is the largest or the smallest so far, or else half-way to the better neighbour."""
+    settings = sorted(errors_of)
+    best = settings.index(min(settings, key=errors_of.get))
+    if best == 0:
+        return settings[0] ** 2 / settings[1]
+    if best == len(settings) - 1:
+        return settings[-1] ** 2 / settings[-2]
+    neighbour = min(settings[best - 1], settings[best + 1], key=errors_of.get)
+    return (settings[best] * neighbour) ** 0.5
+
+
 def search_teaching(name="fashion_teaching"):
     """How well each teacher of the search teaches: the errors of its students of script 15, with
     10,000 labels and with all. Epochs, rate and temperature are those of the first search."""
@@ -451,12 +467,56 @@ def search_fashion(name="fashion_tuning"):
     write_search(name, script, run, results)
 
 
+FEATURE_WEIGHTS = {
+    "decoupled": (0.3, 1.0, 3.0),
+    "hints": (1.0, 10.0, 100.0),
+    "attention": (10.0, 100.0, 1000.0),
+    "relations": (1.0, 10.0, 100.0),
+    "contrast": (0.03, 0.1, 0.3),
+}
+
+
+def search_features(name="features_tuning"):
+    """The weight of each method of script 21, alone and beside the logits: three, then a fourth
+    where they point."""
+    script = load(FEATURES)
+    run, config, teacher = start_search(script, name)
+    results, of_seeds = [], []
+    for seed in (0, 1):
+        labelled = script.take_labels(run.data.train, config.labels, seed)
+        targets = script.tabulate_targets(teacher, labelled)
+        rows = script.np.arange(len(labelled.label), dtype="int32")
+        recipe = script.student_recipe(config, run.data, seed, len(rows))
+        of_seeds.append((labelled._replace(index=rows), targets, recipe))
+
+    def add_row(method, alpha, weight):
+        errors = []
+        for labelled, targets, recipe in of_seeds:
+            needed = {x: targets[x] for x in ("teacher_logits", *script.NEEDED[method])}
+            student = script.train_student_on_features(
+                method, labelled, needed, run.data.classes, recipe, run,
+                method, weight, config.temperature, alpha,
+            )  # fmt: skip
+            errors.append(count_errors(script, student, run.data))
+        row = {"name": method, "alpha": alpha, "weight": weight, "errors": errors}
+        results.append(row)
+        print_cell(row)
+        return sum(errors)
+
+    for method, weights in FEATURE_WEIGHTS.items():
+        for alpha in (1.0,) if method == "decoupled" else (1.0, config.alpha):
+            errors_of = {weight: add_row(method, alpha, weight) for weight in weights}
+            add_row(method, alpha, float(f"{choose_next(errors_of):.1g}"))
+    write_search(name, script, run, results)
+
+
 # %% What the command line does
 
 OTHER_SEARCHES = {
     "hinton_tuning": search_hinton,
     "fashion_teaching": search_teaching,
     "fashion_tuning": search_fashion,
+    "features_tuning": search_features,
 }
 
 

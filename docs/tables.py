@@ -461,6 +461,48 @@ def is_cell(row, cell):
     return (row["labels"], row["epochs"], row["learning_rate"]) == cell
 
 
+def features():
+    """Script 21: what a student matches, and what that gains over the baseline and over plain
+    distillation."""
+    students = [x for x in names("features") if x not in ("teacher", "baseline", "distilled")]
+    students.sort(key=lambda x: -mean("features", x))
+    lines = [["teacher", percent(mean("features", "teacher")), "", "", "", ""]]
+    for name in ("distilled", *students, "baseline"):
+        line = [name, percent(mean("features", name)), "", "", ""]
+        if name != "baseline":
+            line[2] = in_words(gain("features", name, "baseline"))
+        if name != "distilled":
+            over_distilled = gain("features", name, "distilled")
+            line[3:] = in_words(over_distilled), won(over_distilled)
+        lines.append([*line, percent(mean("features", name, "agreement"))])
+    header = ["network", "test accuracy", "gain over the baseline", "gain over distilled"]
+    header += ["seeds ahead of distilled", "same answer as the teacher"]
+    note = (
+        "Means over five seeds of the students, with one teacher. Gains in points, 95 % interval."
+    )
+    return table(header, lines, "features", note)
+
+
+def feature_weights():
+    """The weights that were tried for script 21."""
+    by_cell = {}  # {(what is matched): texts}
+    for row in read("features_tuning")["results"]:
+        matched = row["name"]
+        if row["alpha"] < 1:
+            matched += " and logits"
+        by_cell.setdefault(matched, []).append((row["weight"], row["errors"]))
+    lines = []
+    for matched, cells in by_cell.items():
+        best = min(sum(errors) for _, errors in cells)
+        texts = []
+        for weight, errors in cells:
+            text = f"{weight:g}: {np.mean(errors):.0f}"
+            texts.append(f"**{text}**" if sum(errors) == best else text)
+        lines.append([matched, ", ".join(texts)])
+    note = "Mean of two seeds on 10,000 validation images; bold: the best of its line."
+    return table(["matched", "weight: errors"], lines, "features_tuning", note)
+
+
 def hinton():
     """Test errors beside the paper's."""
     paper = measure.load(measure.HINTON).PAPER

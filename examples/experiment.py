@@ -632,6 +632,8 @@ class Training:
         if "soft_loss" in record:
             soft = round(np.mean(record["soft_loss"]), 4) + 0.0  # no -0.0000
             line += f" | Hard: {np.mean(record['hard_loss']):.4f} Soft: {soft:.4f}"
+            if "feature_loss" in record:
+                line += f" Feature: {record['feature_loss']:.4f}"
         else:
             line += f" | Loss: {np.mean(record['loss']):.4f}"
         return f"{line} | {record['seconds']:.1f} s"

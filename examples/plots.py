@@ -91,7 +91,7 @@ def subtract_baseline(accuracies):
     return gains
 
 
-def draw_gains(gains, title, over="baseline", colours=None):
+def draw_gains(gains, title, over="baseline", colours=None, over_colour=COLOURS["baseline"]):
     """Paired gains, the largest on top: every seed as a point, the mean and its 95 % interval.
 
     Args:
@@ -99,6 +99,7 @@ def draw_gains(gains, title, over="baseline", colours=None):
       title: the figure's message.
       over: what the gains are over, the figure's zero.
       colours: {name: colour} of those that `colour_of` does not know.
+      over_colour: the colour of the zero.
     """
     names = sorted(gains, key=lambda name: -np.mean(gains[name]))
     several = len(gains[names[0]]) > 1  # seeds
@@ -109,7 +110,7 @@ def draw_gains(gains, title, over="baseline", colours=None):
         colour = (colours or {}).get(name, colour_of(name))
         mean = paired_difference(gains[name], np.zeros(len(gains[name]))) if several else None
         draw_row(axes, y, gains[name], mean, colour)
-    axes.axvline(0, color=COLOURS["baseline"], zorder=0)
+    axes.axvline(0, color=over_colour, zorder=0)
     axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     black = "; black: mean and 95 % interval" if several else ""
     axes.set_xlabel(f"gain over the {over} in points of accuracy\n(dots: seeds{black})")

@@ -172,6 +172,16 @@ def test_what_can_be_measured_are_commands_that_the_scripts_understand():
     assert len(measured) > 60
 
 
+def test_a_search_goes_on_beyond_its_edge_or_towards_the_better_neighbour():
+    for errors_of, wanted in (
+        ({1.0: 5, 10.0: 7, 100.0: 9}, 0.1),
+        ({1.0: 9, 10.0: 7, 100.0: 5}, 1000.0),
+        ({100.0: 6, 1.0: 9, 10.0: 5}, 1000**0.5),
+        ({1.0: 6, 10.0: 5, 100.0: 9}, 10**0.5),
+    ):
+        assert measure.choose_next(errors_of) == pytest.approx(wanted)
+
+
 def test_the_headline_is_of_five_teachers_with_three_pairs_each_and_no_seed_twice():
     """That of Fashion-MNIST is of one teacher with five pairs."""
     for name in tables.HEADLINE:

@@ -127,9 +127,13 @@ def test_the_teacher_of_fashion_mnist_is_the_one_whose_students_err_least(kd, ma
     clothes = many._replace(name="fashion_mnist")
     config = kd.fill_in_defaults(kd.Config(), clothes)
     assert kd.teacher_recipe(config, 60_000)[1:] == wanted
-    limited = load(EXAMPLES / "16_limited_labels.py")
-    config = limited.fill_in_defaults(limited.Config(), clothes)
-    assert limited.default_teacher_recipe(config, clothes)[1:] == wanted
+    for script, recipe in (
+        ("16_limited_labels.py", "default_teacher_recipe"),
+        ("21_feature_distillation.py", "default_teacher_recipe"),
+    ):
+        module = load(EXAMPLES / script)
+        config = module.fill_in_defaults(module.Config(), clothes)
+        assert getattr(module, recipe)(config, clothes)[1:] == wanted
 
 
 def test_both_students_had_as_many_trials_on_fashion_mnist():
@@ -174,3 +178,28 @@ def test_one_temperature_and_alpha_for_10000_labels_of_fashion_mnist(kd, many):
     limited = load(EXAMPLES / "16_limited_labels.py")
     assert limited.choose_temperature(limited.Config(), clothes, 10_000) == config.temperature
     assert limited.Config().alpha == config.alpha
+    for script in ("21_feature_distillation.py",):
+        module = load(EXAMPLES / script)
+        other = module.fill_in_defaults(module.Config(), clothes)
+        assert (other.temperature, other.alpha) == (config.temperature, config.alpha)
+
+
+def best_of(rows, keys, *settings):
+    """{keys of a row: the settings with the fewest errors, summed over its rows}."""
+    errors_of = {}
+    for row in rows:
+        errors = errors_of.setdefault(tuple(row[key] for key in keys), {})
+        cell = tuple(row[key] for key in settings)
+        errors[cell] = errors.get(cell, 0) + sum(row["errors"])
+    return {key: min(errors, key=errors.get) for key, errors in errors_of.items()}
+
+
+def test_weights_of_features_are_the_best_of_their_search(many):
+    features = load(EXAMPLES / "21_feature_distillation.py")
+    clothes = many._replace(name="fashion_mnist")
+    config = features.fill_in_defaults(features.Config(), clothes)
+    best = best_of(read("features_tuning")["results"], ("name", "alpha"), "weight")
+    wanted = {(name, 1.0): (weight,) for name, weight in features.WEIGHTS.items()}
+    for name, weight in features.WEIGHTS_WITH_LOGITS.items():
+        wanted[name, config.alpha] = (weight,)
+    assert best == wanted

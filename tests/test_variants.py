@@ -28,6 +28,11 @@ OWN = {
         ["--labels", "1297", "all"], ["--batch-size", "1"], ["--holdout", "5000"],
         ["--teacher", "nowhere"], ["--schedule", "linear"],
     ],
+    "21_feature_distillation.py": [
+        ["--temperature", "0"], ["--alpha", "2"], ["--methods", "logits"],
+        ["--methods", "hints", "hints"], ["--weight", "-1"], ["--holdout", "5000"],
+        ["--teacher", "nowhere"], ["--schedule", "linear"],
+    ],
     "25_hinton_2015.py": [
         ["--temperature", "0"], ["--temperatures", "0"], ["--units", "0"], ["--alpha", "2"],
         ["--temperatures", "20", "20.0000000000001"],
