@@ -633,7 +633,7 @@ def default_teacher_recipe(config, data):
     epochs = 3
     rate = 5e-3
     augmentation = "none"
-    if data.name == "fashion_mnist":
+    if data.name == "fashion_mnist" and not config.quick:
         epochs = 20
         rate = 2e-3
         augmentation = "shift"
@@ -641,8 +641,6 @@ def default_teacher_recipe(config, data):
         epochs = 8
     if config.quick:
         epochs = 4
-        rate = 5e-3
-        augmentation = "none"
     images = len(data.train.label)
     batch_size = 32 if images < 10_000 else 128
     too_few = f"{data.name}: {images} training images; a teacher needs {batch_size}"
