@@ -18,6 +18,7 @@ from tables import (
     gain_over_teachers,
     grid,
     grid_gain,
+    headline_gain,
     in_words,
     interval,
     mean,
@@ -43,10 +44,6 @@ def shares_of_the_gain(labels):
     baseline = accuracy[0, 4]
     gains = np.array([accuracy[0].max(), accuracy[0, 3], accuracy[4, 3]]) - baseline
     return gains / (accuracy.max() - baseline)
-
-
-def gain_of_fashion(labels=60_000):
-    return gain("fashion", f"distilled, {labels} labels", f"baseline, {labels} labels")
 
 
 def trials_on_fashion(student):
@@ -203,11 +200,11 @@ CLAIMS = {
         ),
         (
             "With all labels hardly a gain is left on MNIST. On [Fashion-MNIST](#fashion-mnist-a-gain-with-all-labels) it is {} points.",
-            lambda: points(gain_of_fashion().mean),
+            lambda: points(headline_gain("fashion").mean),
         ),
         (
             "**With harder images a gain remains with all labels:** {} points on Fashion-MNIST ({}), with each of five seeds.",
-            lambda: in_parts(gain_of_fashion()),
+            lambda: in_parts(headline_gain("fashion")),
         ),
         (
             "the share of equal answers rises from {} to {}, and so does the ECE, from {} to {} (",
@@ -221,7 +218,7 @@ CLAIMS = {
             "On Fashion-MNIST's validation images, with 50,000 labels, the gain was {} points, not {}: each student's best of {} trials",
             lambda: (
                 f"{promised_on_fashion():.2f}",
-                points(gain_of_fashion().mean),
+                points(headline_gain("fashion").mean),
                 len(trials_on_fashion("distilled")),
             ),
         ),
@@ -681,7 +678,7 @@ CLAIMS = {
         ),
         (
             "On Fashion-MNIST, with all labels, distillation gains {} points.",
-            lambda: points(gain_of_fashion().mean),
+            lambda: points(headline_gain("fashion").mean),
         ),
     ],
     "advanced_controls": [
@@ -964,7 +961,7 @@ CLAIMS = {
         ),
         (
             "#fashion-mnist-a-gain-with-all-labels) {} points ({}) with the same labels.",
-            lambda: in_parts(gain_of_fashion()),
+            lambda: in_parts(headline_gain("fashion")),
         ),
         (
             "stays within a factor of {} from T =",
