@@ -37,6 +37,7 @@ DISTIL = "examples/15_knowledge_distillation.py"
 LIMITED = "examples/16_limited_labels.py"
 FEATURES = "examples/21_feature_distillation.py"
 HINTON = "examples/25_hinton_2015.py"
+PATIENT = "examples/26_patient_teacher.py"
 
 
 def over_teachers(flags, first_seed, teachers=""):
@@ -510,6 +511,67 @@ def search_features(name="features_tuning"):
     write_search(name, script, run, results)
 
 
+# Peak rates of both students of script 26, after 60 epochs. Then the distilled one tries each
+# temperature with each alpha, where it had the first ones, and the baseline as often the same rates
+# after fewer and after more epochs.
+PATIENT_TEACHER = f"{RUNS}/fashion_teacher_tuning/1"  # of 10 epochs
+PATIENT_EPOCHS = 60
+PATIENT_RATES = (5e-3, 1e-2, 2e-2, 4e-2)
+PATIENT_TEMPERATURES = (4.0, 2.0, 8.0)
+PATIENT_ALPHAS = (0.5, 0.1, 0.0)
+PATIENT_OTHER_EPOCHS = (30, 120)  # of the baseline
+
+
+def search_patience(name="patient_tuning"):
+    """Rates, temperature and alpha of the students of script 26 that see random views; the teacher
+    is asked about the same view."""
+    script = load(PATIENT)
+    run, config, teacher = start_search(script, name, PATIENT_TEACHER)
+    results, of_seeds = [], []
+    for seed in (0, 1):
+        labelled = script.take_labels(run.data.train, config.labels, seed)
+        view_logits = script.tabulate_view_logits(teacher, labelled)
+        rows = script.np.arange(len(labelled.label), dtype="int32")
+        of_seeds.append((seed, labelled._replace(index=rows), view_logits))
+
+    def add_row(epochs, rate, temperature=None, alpha=None):
+        """Trains two students, without temperature and alpha baselines."""
+        errors = []
+        for seed, labelled, view_logits in of_seeds:
+            recipe = script.Recipe(seed, epochs, 128, rate, "onecycle")
+            if temperature is None:
+                classes = run.data.classes
+                student = script.train_baseline_on_views(labelled, classes, recipe, run)
+            else:
+                student = script.train_student_on_views(
+                    "same view", "same", labelled, view_logits, recipe, run, temperature, alpha
+                )
+            errors.append(count_errors(script, student, run.data))
+        row = {
+            "name": "baseline" if temperature is None else "same view",
+            "epochs": epochs,
+            "learning_rate": rate,
+            "temperature": temperature,
+            "alpha": alpha,
+            "errors": errors,
+        }
+        results.append(row)
+        print_cell(row)
+        return sum(errors)
+
+    first, *others = itertools.product(PATIENT_TEMPERATURES, PATIENT_ALPHAS)
+    errors_of = {}
+    for rate in PATIENT_RATES:
+        add_row(PATIENT_EPOCHS, rate)
+        errors_of[rate] = add_row(PATIENT_EPOCHS, rate, *first)
+    best_rate = min(errors_of, key=errors_of.get)
+    for temperature, alpha in others:
+        add_row(PATIENT_EPOCHS, best_rate, temperature, alpha)
+    for epochs, rate in itertools.product(PATIENT_OTHER_EPOCHS, PATIENT_RATES):
+        add_row(epochs, rate)
+    write_search(name, script, run, results)
+
+
 # %% What the command line does
 
 OTHER_SEARCHES = {
@@ -517,6 +579,7 @@ OTHER_SEARCHES = {
     "fashion_teaching": search_teaching,
     "fashion_tuning": search_fashion,
     "features_tuning": search_features,
+    "patient_tuning": search_patience,
 }
 
 

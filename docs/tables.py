@@ -503,6 +503,32 @@ def feature_weights():
     return table(["matched", "weight: errors"], lines, "features_tuning", note)
 
 
+def patience_search():
+    """The settings that were tried for script 26: mean errors, the best of each student in bold."""
+    rows = read("patient_tuning")["results"]
+    best = {}  # {(student, epochs): mean errors}
+    for row in rows:
+        column = row["name"], row["epochs"]
+        errors = np.mean(row["errors"])
+        best[column] = min(best.get(column, errors), errors)
+    lines = []
+    for row in rows:
+        errors = np.mean(row["errors"])
+        text = f"{errors:.0f}"
+        if errors == best[row["name"], row["epochs"]]:
+            text = f"**{text}**"
+        softness = ""
+        if row["temperature"] is not None:
+            softness = f"{row['temperature']:g}, {row['alpha']:g}"
+        lines.append([row["name"], row["epochs"], f"{row['learning_rate']:g}", softness, text])
+    header = ["student", "epochs", "peak rate", "T, alpha", "errors"]
+    note = (
+        "Mean of two seeds on 10,000 validation images; bold: the best of a student with as many "
+        "epochs."
+    )
+    return table(header, lines, "patient_tuning", note)
+
+
 def hinton():
     """Test errors beside the paper's."""
     paper = measure.load(measure.HINTON).PAPER

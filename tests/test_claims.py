@@ -71,6 +71,21 @@ def behind_the_teacher(name):
     return f"{100 * difference:.2f}"
 
 
+def trials_of_views(name, epochs, rates=(), first=True):
+    """The mean errors of the search of script 26, of a student with so many epochs: at all rates or
+    at some; with a teacher of the first T and alpha alone, or of all."""
+    found = []
+    for row in read("patient_tuning")["results"]:
+        if (row["name"], row["epochs"]) != (name, epochs):
+            continue
+        if rates and row["learning_rate"] not in rates:
+            continue
+        if first and row["alpha"] not in (None, 0.5):
+            continue
+        found.append(np.mean(row["errors"]))
+    return found
+
+
 CLAIMS = {
     "13_teacher_training": [
         (
@@ -1051,6 +1066,37 @@ CLAIMS = {
             lambda: in_parts(gain("online", "2 mutual peers", "2 baselines apart")),
         ),
         ("of a text teacher reached {}.", lambda: percent(mean("cross_modal", "image student"))),
+    ],
+    "26_patient_teacher": [
+        (
+            "makes {:,.0f} errors of 10,000 after 60 epochs, the baseline {:,.0f}",
+            lambda: (
+                trials_of_views("same view", 60, (4e-2,))[0],
+                min(trials_of_views("baseline", 60)),
+            ),
+        ),
+        (
+            "the same view makes {:,.0f} errors of 10,000 and the baseline {:,.0f}",
+            lambda: (
+                trials_of_views("same view", 60, (4e-2,))[0],
+                min(trials_of_views("baseline", 60)),
+            ),
+        ),
+        (
+            "lie between {:,.0f} and {:,.0f} errors",
+            lambda: (
+                min(trials_of_views("same view", 60, (4e-2,), first=False)),
+                max(trials_of_views("same view", 60, (4e-2,), first=False)),
+            ),
+        ),
+        (
+            "0.005 makes {:,.0f} errors",
+            lambda: trials_of_views("same view", 60, (5e-3,))[0],
+        ),
+        (
+            "its best rate makes {:,.0f} errors after 60 epochs and {:,.0f} after 120",
+            lambda: (min(trials_of_views("baseline", 60)), min(trials_of_views("baseline", 120))),
+        ),
     ],
     "21_feature_distillation": [
         (

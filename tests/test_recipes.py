@@ -187,7 +187,7 @@ def test_one_temperature_and_alpha_for_10000_labels_of_fashion_mnist(kd, many):
     limited = load(EXAMPLES / "16_limited_labels.py")
     assert limited.choose_temperature(limited.Config(), clothes, 10_000) == config.temperature
     assert limited.Config().alpha == config.alpha
-    for script in ("21_feature_distillation.py",):
+    for script in ("21_feature_distillation.py", "26_patient_teacher.py"):
         module = load(EXAMPLES / script)
         other = module.fill_in_defaults(module.Config(), clothes)
         assert (other.temperature, other.alpha) == (config.temperature, config.alpha)
@@ -202,3 +202,28 @@ def test_weights_of_features_are_the_best_of_their_search(many):
     for name, weight in features.WEIGHTS_WITH_LOGITS.items():
         wanted[name, config.alpha] = (weight,)
     assert best == wanted
+
+
+def test_settings_of_views_are_those_of_their_search(many):
+    """Temperature and alpha are script 15's, at most ten errors behind the best."""
+    patient = load(EXAMPLES / "26_patient_teacher.py")
+    clothes = many._replace(name="fashion_mnist")
+    config = patient.fill_in_defaults(patient.Config(), clothes)
+    rows = read("patient_tuning")["results"]
+    mean_errors = {}  # {(rate, temperature, alpha): mean errors}, of students with a teacher
+    errors_of_rate = {}  # {rate: errors over all lengths}, of the baseline
+    for row in rows:
+        rate = row["learning_rate"]
+        if row["name"] == "baseline":
+            errors_of_rate[rate] = errors_of_rate.get(rate, 0) + sum(row["errors"])
+        else:
+            mean_errors[rate, row["temperature"], row["alpha"]] = np.mean(row["errors"])
+    recipe = patient.views_recipe(config, clothes, True, 0, 1000, 60)
+    chosen = mean_errors[recipe.learning_rate, config.temperature, config.alpha]
+    assert chosen <= min(mean_errors.values()) + 10
+    first = {key: errors for key, errors in mean_errors.items() if key[1:] == (4.0, 0.5)}
+    assert chosen == min(first.values())
+    recipe = patient.views_recipe(config, clothes, False, 0, 1000, 60)
+    assert recipe.learning_rate == min(errors_of_rate, key=errors_of_rate.get)
+    trials = [row["name"] for row in rows]
+    assert trials.count("baseline") >= trials.count("same view")

@@ -27,6 +27,7 @@ FEWER = {  # less than what is quick, where that takes long
     "17_ensemble_distillation.py": "--epochs 10",
     "18_self_distillation.py": "--epochs 10",
     "20_cross_modal_distillation.py": "--epochs 2",
+    "26_patient_teacher.py": "--epochs 10 30",
     "advanced/controls.py": "--epochs 5",
     "advanced/knowledge_distillation.py": "--epochs 10 --seeds 2 --test-seeds 2",
 }

@@ -33,6 +33,11 @@ OWN = {
         ["--methods", "hints", "hints"], ["--weight", "-1"], ["--holdout", "5000"],
         ["--teacher", "nowhere"], ["--schedule", "linear"],
     ],
+    "26_patient_teacher.py": [
+        ["--temperature", "0"], ["--alpha", "2"], ["--ways", "view"], ["--ways", "same", "same"],
+        ["--epochs", "0"], ["--epochs", "5", "5"], ["--mixup", "0"], ["--holdout", "5000"],
+        ["--teacher", "nowhere"], ["--ways"],
+    ],
     "25_hinton_2015.py": [
         ["--temperature", "0"], ["--temperatures", "0"], ["--units", "0"], ["--alpha", "2"],
         ["--temperatures", "20", "20.0000000000001"],
