@@ -120,6 +120,7 @@ FASHION = "--dataset fashion_mnist"
 EXPERIMENTS["fashion"] = [f"{LIMITED} {FASHION} --seed 300 --seeds 5 --teacher-seed 300"]
 TAUGHT_BY_FASHION = f"--seeds 5 --teacher {RUNS}/fashion/0"
 EXPERIMENTS["features"] = [f"{FEATURES} --seed 310 {TAUGHT_BY_FASHION}"]
+EXPERIMENTS["patient"] = [f"{PATIENT} --seed 340 --seeds 3 --teacher-seed 340"]
 EXPERIMENTS["fashion_teacher_tuning"] = [
     f"examples/13_teacher_training.py {FASHION} {HELD_OUT} --epochs {epochs} --augmentation {how}"
     f" --learning-rate {rate}"
@@ -135,7 +136,7 @@ EXPERIMENTS["fashion_teacher_tuning"] = [
 
 # What pages show of the first command of an experiment: {experiment: {picture: file of the run}}.
 WITH_FIGURE = ("default", "grid", "temperature", "ensemble", "self", "online", "cross_modal")
-WITH_FIGURE += ("limited_labels", "controls", "hinton", "fashion", "features")
+WITH_FIGURE += ("limited_labels", "controls", "hinton", "fashion", "features", "patient")
 FIGURES = {name: {f"{name}.png": "figure.png"} for name in WITH_FIGURE}
 FIGURES["default"]["soft_targets.png"] = "soft_targets.png"
 

@@ -503,6 +503,46 @@ def feature_weights():
     return table(["matched", "weight: errors"], lines, "features_tuning", note)
 
 
+PATIENT_EPOCHS = (30, 60, 120, 240)  # lengths of training that script 26 compares
+PATIENT_WAYS = ("plain image", "other view", "same view")
+
+
+def patience():
+    """Script 26: what each way to ask the teacher gains over the baseline, by length."""
+    lines = []
+    for epochs in PATIENT_EPOCHS:
+        baseline = f"baseline, {epochs} epochs"
+        line = [epochs, percent(mean("patient", baseline))]
+        for way in PATIENT_WAYS:
+            line.append(in_words(gain("patient", f"{way}, {epochs} epochs", baseline)))
+        lines.append(line)
+    header = ["epochs", "baseline", *(f"{way} − baseline" for way in PATIENT_WAYS)]
+    note = (
+        f"Test accuracy of the baseline and gains in points with 95 % intervals: means over three "
+        f"seeds, with one teacher of {percent(mean('patient', 'teacher'))}."
+    )
+    return table(header, lines, "patient", note)
+
+
+def consistency():
+    """Script 26: the same view against the other ways, and how often each student answers as the
+    teacher does."""
+    lines = []
+    for epochs in PATIENT_EPOCHS:
+        same = f"same view, {epochs} epochs"
+        line = [epochs]
+        for way in ("plain image", "other view"):
+            line.append(in_words(gain("patient", same, f"{way}, {epochs} epochs")))
+        for student in ("baseline", *PATIENT_WAYS):
+            agreement = mean("patient", f"{student}, {epochs} epochs", "agreement")
+            line.append(percent(agreement))
+        lines.append(line)
+    header = ["epochs", "same view − plain image", "same view − other view"]
+    header += [f"same answer as the teacher: {x}" for x in ("baseline", *PATIENT_WAYS)]
+    note = "Of the same students, gains in points."
+    return table(header, lines, "patient", note)
+
+
 def patience_search():
     """The settings that were tried for script 26: mean errors, the best of each student in bold."""
     rows = read("patient_tuning")["results"]
