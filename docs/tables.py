@@ -517,10 +517,7 @@ def patience():
             line.append(in_words(gain("patient", f"{way}, {epochs} epochs", baseline)))
         lines.append(line)
     header = ["epochs", "baseline", *(f"{way} − baseline" for way in PATIENT_WAYS)]
-    note = (
-        f"Test accuracy of the baseline and gains in points with 95 % intervals: means over three "
-        f"seeds, with one teacher of {percent(mean('patient', 'teacher'))}."
-    )
+    note = "Accuracy and gains in points, with 95 % intervals: means over three seeds, one teacher."
     return table(header, lines, "patient", note)
 
 
@@ -538,8 +535,11 @@ def consistency():
             line.append(percent(agreement))
         lines.append(line)
     header = ["epochs", "same view − plain image", "same view − other view"]
-    header += [f"same answer as the teacher: {x}" for x in ("baseline", *PATIENT_WAYS)]
-    note = "Of the same students, gains in points."
+    header += [f"agreement: {x}" for x in ("baseline", *PATIENT_WAYS)]
+    note = (
+        "Of the same students. Agreement: the share of test images, not shifted, for which student "
+        "and teacher name the same class."
+    )
     return table(header, lines, "patient", note)
 
 

@@ -8,10 +8,10 @@
 """A patient and consistent teacher: which image does it answer, and for how long?
 
 A student sees its images shifted at random, each time another view. Its teacher is asked in three
-ways: about the plain image, whatever the student sees; about another view than the student's; or
-about the same view. Each way is tried at several lengths of training, beside a baseline that sees
-the same views and has no teacher. The teacher is trained on all labels of Fashion-MNIST, the
-students on 1,000.
+ways: about the plain image, whatever the student sees; about a view drawn for the teacher alone; or
+about the student's own view. Each way is tried at several lengths of training, beside a baseline
+that sees the same views and has no teacher. The teacher is trained on all labels of Fashion-MNIST,
+the students on 1,000.
 
     python examples/26_patient_teacher.py                   # one seed: 10 to 30 minutes
     python examples/26_patient_teacher.py --epochs 30 120   # these lengths alone
@@ -52,8 +52,8 @@ class Config(experiment.CommonFlags):
     seeds: Annotated[int, Range(1, 100)] = 1
     """Number of seeds, one after another."""
     ways: tuple[Literal["plain", "other", "same", "mixup"], ...] = ("plain", "other", "same")
-    """What the teacher is asked about: the plain image, another view than the student's, the same
-    view, or mixed images, which bring a baseline of their own."""
+    """What the teacher is asked about: the plain image, a view drawn for the teacher alone, the
+    student's view, or mixed images, which bring a baseline of their own."""
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
     """Labelled images of the students, or all (default: 1000; digits and quick 100)."""
     epochs: Annotated[tuple[int, ...] | None, Range(1, 10_000), OPEN] = None
@@ -166,7 +166,8 @@ def tabulate_view_logits(teacher, split):
 
 
 def choose_views(way, student_views, other_views):
-    """The views [B] about which the teacher is asked, where the student sees others [B]."""
+    """The views [B] about which the teacher is asked. The student's are `student_views` [B], and
+    `other_views` [B] are drawn independently."""
     if way == "plain":  # the image as it is on disk, whatever the student sees
         return np.full_like(student_views, PLAIN)
     if way == "other":  # drawn for the teacher alone

@@ -1067,10 +1067,13 @@ CLAIMS = {
     ],
     "26_patient_teacher": [
         (
-            "The same view gains {} points over the baseline after 30 epochs, and {} after 240.",
-            lambda: (
-                points(gain("patient", "same view, 30 epochs", "baseline, 30 epochs").mean),
-                points(gain("patient", "same view, 240 epochs", "baseline, 240 epochs").mean),
+            "adds {} points after 30 epochs and {} after 240. With the plain image it adds {} and {}.",
+            lambda: tuple(
+                points(
+                    gain("patient", f"{way}, {epochs} epochs", f"baseline, {epochs} epochs").mean
+                )
+                for way in ("same view", "plain image")
+                for epochs in (30, 240)
             ),
         ),
         (
@@ -1092,11 +1095,11 @@ CLAIMS = {
             lambda: in_words(gain("patient", "same view, 240 epochs", "other view, 240 epochs")),
         ),
         (
-            "distillation gains {} all the same",
+            "after 240 epochs they gain {} points over the baseline",
             lambda: points(gain("patient", "plain image, 240 epochs", "baseline, 240 epochs").mean),
         ),
         (
-            "lie between {:,.0f} and {:,.0f} errors of 10,000. The best baseline of as many epochs makes {:,.0f}",
+            "the same view make {:,.0f} to {:,.0f} errors on 10,000 validation images, over nine pairs with T from 2 to 8 and α from 0 to 0.5. The best baseline of 60 epochs makes {:,.0f}",
             lambda: (
                 min(trials_of_views("same view", 60, (4e-2,))),
                 max(trials_of_views("same view", 60, (4e-2,))),
