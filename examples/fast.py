@@ -1,5 +1,5 @@
-"""All that exists for speed: a first convolution and a pooling that train faster on the CPU, steps
-shared out over the cores, the memory allocator, a flag of the compiler.
+"""All that exists for speed: convolutions and a pooling that train faster on the CPU, steps shared
+out over the cores, the memory allocator, a flag of the compiler.
 
 Of finite numbers, values and gradients are those of the plain code, to float32 rounding.
 """
@@ -35,12 +35,8 @@ def conv(images, kernel, strides, padding, *, dimension_numbers, **options):
         dimension_numbers=dimension_numbers,
         **options,
     )
-    special = map(options.get, ("precision", "preferred_element_type", "out_sharding"))
-    usual = images.dtype == kernel.dtype == jnp.float32 and not any(special)
-    steps = {*strides, *options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())}
-    shifts = images.ndim == 4 and images.shape[-1] == 1 and steps == {1}
-    known = all(isinstance(n, int) for n in images.shape[1:])  # an export may leave one open
-    if jax.default_backend() != "cpu" or not (usual and shifts and known):
+    unit_steps = set(strides) == {1}
+    if not (is_plain(images, kernel, options) and images.shape[-1] == 1 and unit_steps):
         return built_in(images, kernel)
 
     def forwards(images, kernel):
@@ -54,17 +50,47 @@ def conv(images, kernel, strides, padding, *, dimension_numbers, **options):
     return convolve(images, kernel)
 
 
-def shifted_sum(images, kernel, padding):
-    """The convolution of images [B, H, W, 1] as a sum of shifted images times their weights, which
-    XLA fuses with the sums of BatchNorm in training. One channel is too few for a product of
-    matrices."""
+def depthwise_conv(images, kernel, strides, padding, *, dimension_numbers, **options):
+    """For `nnx.Conv(..., feature_group_count=C, conv_general_dilated=depthwise_conv)`, a filter for
+    each of C channels: on a CPU a faster `jax.lax.conv_general_dilated`, elsewhere that function
+    itself. Takes images [B, H, W, C] and a kernel [h, w, 1, C]."""
+    channels = images.shape[-1]
+    depthwise = options.get("feature_group_count") == channels == kernel.shape[-1]
+    if depthwise and is_plain(images, kernel, options):
+        return shifted_sum(images, kernel, padding, strides)
+    return lax.conv_general_dilated(
+        images, kernel, strides, padding, dimension_numbers=dimension_numbers, **options
+    )
+
+
+def is_plain(images, kernel, options):
+    """Whether a convolution runs on the CPU, in float32, over images [B, H, W, C] of known size,
+    and without dilation and other options."""
+    special = map(options.get, ("precision", "preferred_element_type", "out_sharding"))
+    usual = images.dtype == kernel.dtype == jnp.float32 and not any(special)
+    dilated = {*options.get("lhs_dilation", ()), *options.get("rhs_dilation", ())} - {1}
+    known = all(isinstance(n, int) for n in images.shape[1:])  # an export may leave one open
+    return jax.default_backend() == "cpu" and usual and images.ndim == 4 and known and not dilated
+
+
+def shifted_sum(images, kernel, padding, strides=(1, 1)):
+    """A convolution of each channel alone, or of the only one with several filters, as a sum of
+    shifted images times their weights. XLA fuses it with what stands beside it; one channel is too
+    few for a product of matrices.
+
+    Images are [B, H, W, C] and a kernel [h, w, 1, C], or [B, H, W, 1] and [h, w, 1, features].
+    """
     rows, columns = kernel.shape[:2]
     if isinstance(padding, str):
-        padding = lax.padtype_to_pads(images.shape[1:3], (rows, columns), (1, 1), padding)
+        padding = lax.padtype_to_pads(images.shape[1:3], (rows, columns), strides, padding)
     images = lax.pad(images, jnp.float32(0), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
-    h, w = max(0, images.shape[1] - rows + 1), max(0, images.shape[2] - columns + 1)
+    ends = [max(0, n - k + 1) for n, k in zip(images.shape[1:3], (rows, columns), strict=True)]
+
+    def shifted(i, j):
+        return images[:, i : i + ends[0] : strides[0], j : j + ends[1] : strides[1]]
+
     places = itertools.product(range(rows), range(columns))
-    return sum(images[:, i : i + h, j : j + w] * kernel[i, j, 0] for i, j in places)
+    return sum(shifted(i, j) * kernel[i, j, 0] for i, j in places)
 
 
 def max_pool(x):

@@ -14,10 +14,18 @@ import jax
 import numpy as np
 import pytest
 from experiment import Recipe
-from fast import conv
+from fast import conv, depthwise_conv
 from flax import nnx
 
 ROUNDING = 3e-5  # of the greatest number: a weight's gradient sums 100,000 products
+
+
+@pytest.fixture(autouse=True, scope="module")
+def optimised():
+    """Programs as a script's own process has them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 def draw(*shape, seed=0):
@@ -70,6 +78,53 @@ def same(layer, other, x):
 def test_conv(shape, options, kernel):
     make = functools.partial(nnx.Conv, shape[-1], 6, kernel, **options)
     same(make(conv_general_dilated=conv, rngs=nnx.Rngs(0)), make(rngs=nnx.Rngs(0)), draw(*shape))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((8, 6, 5, 4), {"padding": "SAME"}),
+        ((7, 9, 8, 3), {"padding": "VALID", "use_bias": False}),
+        ((8, 9, 7, 4), {"padding": "SAME", "strides": 2}),
+        ((8, 8, 8, 4), {"padding": "SAME", "strides": (2, 3)}),
+        ((8, 9, 7, 4), {"padding": "VALID", "strides": 2}),
+        ((8, 6, 5, 4), {"padding": ((2, 1), (0, 3))}),
+        ((8, 9, 7, 4), {"padding": "VALID", "kernel_dilation": 2}),
+        ((8, 6, 5, 1), {"padding": "SAME"}),
+    ],
+)
+@pytest.mark.parametrize("kernel", [(3, 3), (2, 4)])
+def test_depthwise_conv(shape, options, kernel):
+    channels = shape[-1]
+    make = functools.partial(
+        nnx.Conv, channels, channels, kernel, feature_group_count=channels, **options
+    )
+    own = make(conv_general_dilated=depthwise_conv, rngs=nnx.Rngs(0))
+    same(own, make(rngs=nnx.Rngs(0)), draw(*shape))
+
+
+@pytest.mark.parametrize("features", [4, 8])
+def test_depthwise_conv_of_other_groups_is_the_built_in_one(features):
+    """Two filters for each channel, or channels in groups."""
+    make = functools.partial(nnx.Conv, 4, features, (3, 3), feature_group_count=8 // features * 2)
+    own = make(conv_general_dilated=depthwise_conv, rngs=nnx.Rngs(0))
+    same(own, make(rngs=nnx.Rngs(0)), draw(8, 6, 5, 4))
+
+
+def test_depthwise_conv_is_no_convolution_on_a_cpu(monkeypatch):
+    def count():
+        def forward(x, kernel):
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return depthwise_conv(
+                x, kernel, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=4
+            )
+
+        program = jax.jit(forward).lower(draw(8, 6, 6, 4), draw(3, 3, 1, 4)).compile()
+        return program.as_text().count(" convolution(")
+
+    assert count() == 0
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert count() == 1
 
 
 def test_conv_of_images_smaller_than_the_kernel():
