@@ -29,6 +29,9 @@ import utils  # noqa: E402
 fast.use_all_cores()
 # On one core, too, there is something to share a batch out over.
 jax.config.update("jax_num_cpu_devices", max(2, jax.config.jax_num_cpu_devices))
+# Most programs here run a few times only, and take longer to optimise than to run. Scripts that are
+# run as processes of their own are optimised as a reader's are, and so is what test_fast.py holds.
+jax.config.update("jax_disable_most_optimizations", True)
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
