@@ -35,6 +35,7 @@ from utils import UserError, require  # noqa: E402
 
 DISTIL = "examples/15_knowledge_distillation.py"
 LIMITED = "examples/16_limited_labels.py"
+ARCHITECTURES = "examples/22_architectures.py"
 FEATURES = "examples/21_feature_distillation.py"
 HINTON = "examples/25_hinton_2015.py"
 PATIENT = "examples/26_patient_teacher.py"
@@ -120,6 +121,11 @@ FASHION = "--dataset fashion_mnist"
 EXPERIMENTS["fashion"] = [f"{LIMITED} {FASHION} --seed 300 --seeds 5 --teacher-seed 300"]
 TAUGHT_BY_FASHION = f"--seeds 5 --teacher {RUNS}/fashion/0"
 EXPERIMENTS["features"] = [f"{FEATURES} --seed 310 {TAUGHT_BY_FASHION}"]
+EXPERIMENTS["architectures"] = [f"{ARCHITECTURES} --seed 330 --seeds 3 --teacher-seed 330"]
+EXPERIMENTS["small_teachers"] = [
+    f"{ARCHITECTURES} --teachers cnn_half cnn_quarter --students cnn_eighth mlp --seed 330"
+    " --seeds 3 --teacher-seed 330"
+]
 EXPERIMENTS["patient"] = [f"{PATIENT} --seed 340 --seeds 3 --teacher-seed 340"]
 EXPERIMENTS["fashion_teacher_tuning"] = [
     f"examples/13_teacher_training.py {FASHION} {HELD_OUT} --epochs {epochs} --augmentation {how}"
@@ -512,6 +518,62 @@ def search_features(name="features_tuning"):
     write_search(name, script, run, results)
 
 
+# Peak rates of the teachers of script 22, and of both students of each architecture.
+ARCHITECTURE_TEACHER_RATES = {"resnet": (5e-3, 1e-2), "vit": (2e-3, 4e-3)}
+ARCHITECTURE_RATES = (5e-3, 1e-2, 2e-2)
+
+
+def search_architectures(name="architectures_tuning"):
+    """Peak rates for each student of script 22, without a teacher and with the convolutional one:
+    three, then a fourth where they point. Then those of the other teachers."""
+    script = load(ARCHITECTURES)
+    config = script.Config(
+        dataset="fashion_mnist", holdout=10_000, seed=0, output_dir=str(RUNS / name)
+    )
+    run = script.experiment.start(config)
+    data, results = run.data, []
+    config = script.fill_in_defaults(config, data)
+    teacher = script.make_network("cnn", data.classes, 0)
+    script.experiment.load_network(PATIENT_TEACHER, "teacher", teacher)
+    teacher_logits = script.predict_by_index(teacher, data.train)
+    labelled = script.take_labels(data.train, config.labels, 0)
+
+    def add_row(role, architecture, rate):
+        training = f"{role} {architecture}"
+        settings = (config, data, architecture)
+        if role == "teacher":
+            recipe = script.recipe_of_teacher(*settings)
+            recipe = recipe._replace(learning_rate=rate)
+            network = script.train_on_labels_alone(
+                training, architecture, data.train, data.classes, recipe, run
+            )
+        else:
+            recipe = script.recipe_of_student(*settings, 0, config.labels, {architecture: rate})
+            if role == "baseline":
+                network = script.train_on_labels_alone(
+                    training, architecture, labelled, data.classes, recipe, run
+                )
+            else:
+                network = script.train_on_teacher_logits(
+                    training, architecture, labelled, teacher_logits, recipe, run,
+                    config.temperature, config.alpha,
+                )  # fmt: skip
+        errors = count_errors(script, network, data)
+        row = {"name": role, "architecture": architecture, "learning_rate": rate}
+        results.append(row | {"epochs": recipe.epochs, "errors": [errors]})
+        print_cell(results[-1])
+        return errors
+
+    for architecture in config.students:
+        for role in ("baseline", "distilled"):
+            errors_of = {rate: add_row(role, architecture, rate) for rate in ARCHITECTURE_RATES}
+            add_row(role, architecture, float(f"{choose_next(errors_of):.1g}"))
+    for architecture, rates in ARCHITECTURE_TEACHER_RATES.items():
+        for rate in rates:
+            add_row("teacher", architecture, rate)
+    write_search(name, script, run, results)
+
+
 # Peak rates of both students of script 26, after 60 epochs. Then the distilled one tries each
 # temperature with each alpha, where it had the first ones, and the baseline as often the same rates
 # after fewer and after more epochs.
@@ -580,6 +642,7 @@ OTHER_SEARCHES = {
     "fashion_teaching": search_teaching,
     "fashion_tuning": search_fashion,
     "features_tuning": search_features,
+    "architectures_tuning": search_architectures,
     "patient_tuning": search_patience,
 }
 

@@ -503,6 +503,100 @@ def feature_weights():
     return table(["matched", "weight: errors"], lines, "features_tuning", note)
 
 
+ARCHITECTURE_TEACHERS = ("cnn", "resnet", "vit")
+ARCHITECTURE_STUDENTS = (
+    "student_cnn",
+    "cnn_half",
+    "cnn_quarter",
+    "cnn_eighth",
+    "separable",
+    "mlp",
+)
+
+
+def architectures():
+    """Script 22: what each network costs, and its accuracy without a teacher."""
+    lines = []
+    for name in (
+        *(f"teacher {x}" for x in ARCHITECTURE_TEACHERS),
+        *(f"baseline {x}" for x in ARCHITECTURE_STUDENTS),
+    ):
+        row = rows("architectures", name)[0]
+        line = [name, f"{row['params']:,}", f"{row['flops'] / 1e6:.2f} M"]
+        line += [f"{row['latency_ms'][size]:.2f}" for size in ("1", "128")]
+        lines.append([*line, percent(mean("architectures", name))])
+    header = ["network", "parameters", "FLOPs an image", "ms: 1 image", "ms: 128", "test accuracy"]
+    note = "Accuracy of baselines: means over three seeds. Times on one device, in one run."
+    return table(header, lines, "architectures", note)
+
+
+def pairs():
+    """Script 22: what each student gains from each teacher."""
+    lines = []
+    for student in ARCHITECTURE_STUDENTS:
+        baseline = f"baseline {student}"
+        for teacher in ARCHITECTURE_TEACHERS:
+            name = f"{student} from {teacher}"
+            found = gain("architectures", name, baseline)
+            params = [
+                values("architectures", x, "params")[0] for x in (baseline, f"teacher {teacher}")
+            ]
+            share = f"{100 * params[0] / params[1]:.1f} %"
+            line = [student, teacher, share, percent(mean("architectures", name))]
+            agreement = percent(mean("architectures", name, "agreement"))
+            lines.append([*line, in_words(found), won(found), agreement])
+    header = ["student", "teacher", "student's share of the teacher's parameters"]
+    header += ["test accuracy", "gain over the baseline", "seeds won", "agreement"]
+    note = (
+        "Means over three seeds; gains in points, with 95 % intervals. Agreement: the share of "
+        "test images for which student and teacher name the same class."
+    )
+    return table(header, lines, "architectures", note)
+
+
+def gains_by_teacher(student):
+    """{teacher: gain of a small student over its baseline}, of the scaled teachers, the largest
+    first."""
+    gains = {"cnn": gain("architectures", f"{student} from cnn", f"baseline {student}")}
+    for teacher in ("cnn_half", "cnn_quarter"):
+        name = f"{student} from {teacher}"
+        gains[teacher] = gain("small_teachers", name, f"baseline {student}")
+    return gains
+
+
+def small_teachers():
+    """Script 22: what two small students gain from the large teacher and from smaller ones."""
+    of_students = {x: gains_by_teacher(x) for x in ("cnn_eighth", "mlp")}
+    lines = []
+    for teacher in ("cnn", "cnn_half", "cnn_quarter"):
+        name = "architectures" if teacher == "cnn" else "small_teachers"
+        row = f"teacher {teacher}"
+        line = [teacher, f"{rows(name, row)[0]['params']:,}", percent(mean(name, row))]
+        lines.append([*line, *(in_words(gains[teacher]) for gains in of_students.values())])
+    header = ["teacher", "parameters", "its test accuracy"]
+    header += [f"gain of {student}" for student in of_students]
+    note = "Means over the same three seeds; the first line is that of the tables above."
+    return table(header, lines, "small_teachers", note)
+
+
+def architectures_search():
+    """The peak rates that were tried for script 22: errors, the best of each network in bold."""
+    tried = {}  # {network: {rate: errors}}
+    for row in read("architectures_tuning")["results"]:
+        network = f"{row['name']} {row['architecture']}"
+        tried.setdefault(network, {})[row["learning_rate"]] = row["errors"][0]
+    lines = []
+    for network, errors_of in tried.items():
+        best = min(errors_of.values())
+        cells = []
+        for rate, errors in errors_of.items():
+            cell = f"{rate:g}: {errors}"
+            cells.append(f"**{cell}**" if errors == best else cell)
+        lines.append([network, ", ".join(cells)])
+    note = "One seed, 10,000 validation images; bold: the best of its line."
+    return table(["network", "peak rate: errors"], lines, "architectures_tuning", note)
+
+
 PATIENT_EPOCHS = (30, 60, 120, 240)  # lengths of training that script 26 compares
 PATIENT_WAYS = ("plain image", "other view", "same view")
 

@@ -204,6 +204,28 @@ def test_weights_of_features_are_the_best_of_their_search(many):
     assert best == wanted
 
 
+def test_rates_of_architectures_are_the_best_of_their_search():
+    script = load(EXAMPLES / "22_architectures.py")
+    rows = read("architectures_tuning")["results"]
+    errors_of = {}  # {(role, architecture): {rate: errors}}; two rates were tried twice
+    for row in rows:
+        rates = errors_of.setdefault((row["name"], row["architecture"]), {})
+        rates[row["learning_rate"]] = sum(row["errors"])
+    for role, rates in (
+        ("baseline", script.BASELINE_RATES),
+        ("distilled", script.DISTILLED_RATES),
+        ("teacher", script.TEACHER_RATES),
+    ):
+        for architecture, rate in rates.items():
+            if (role, architecture) != ("teacher", "cnn"):  # script 13's
+                tried = errors_of[role, architecture]
+                assert rate == min(tried, key=tried.get)
+    trials = [(row["name"], row["architecture"]) for row in rows]
+    for architecture in script.STUDENTS:
+        assert trials.count(("baseline", architecture)) == 4
+        assert trials.count(("distilled", architecture)) == 4
+
+
 def test_settings_of_views_are_those_of_their_search(many):
     """Temperature and alpha are script 15's, at most ten errors behind the best."""
     patient = load(EXAMPLES / "26_patient_teacher.py")

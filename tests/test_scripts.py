@@ -27,6 +27,7 @@ FEWER = {  # less than what is quick, where that takes long
     "17_ensemble_distillation.py": "--epochs 10",
     "18_self_distillation.py": "--epochs 10",
     "20_cross_modal_distillation.py": "--epochs 2",
+    "22_architectures.py": "--epochs 20 --teacher-epochs 2",
     "26_patient_teacher.py": "--epochs 10 30",
     "advanced/controls.py": "--epochs 5",
     "advanced/knowledge_distillation.py": "--epochs 10 --seeds 2 --test-seeds 2",
@@ -257,6 +258,6 @@ def test_help_explains_every_flag(script, monkeypatch, capsys):
         flag = "--" + field.name.replace("_", "-")
         flag = flag.replace("--", "--no-", 1) if field.default is True else flag
         # After the flag and what it takes comes a sentence.
-        takes = r"(?:[^a-z]|all|\{[a-z_,]+\})*"
+        takes = r"(?:[^a-z]|all|\{[a-z_, ]+\})*"
         assert re.search(rf"{flag} {takes}[A-Z][a-z' ]", text)
         assert field.name in hints

@@ -33,6 +33,11 @@ OWN = {
         ["--methods", "hints", "hints"], ["--weight", "-1"], ["--holdout", "5000"],
         ["--teacher", "nowhere"], ["--schedule", "linear"],
     ],
+    "22_architectures.py": [
+        ["--temperature", "0"], ["--alpha", "2"], ["--teachers", "cnm"], ["--students"],
+        ["--teachers", "mlp", "mlp"], ["--students", "mlp", "mlp"], ["--teacher-epochs", "-1"],
+        ["--teacher-learning-rate", "0"], ["--holdout", "5000"],
+    ],
     "26_patient_teacher.py": [
         ["--temperature", "0"], ["--alpha", "2"], ["--ways", "view"], ["--ways", "same", "same"],
         ["--epochs", "0"], ["--epochs", "5", "5"], ["--mixup", "0"], ["--holdout", "5000"],
