@@ -641,6 +641,35 @@ def say_what_teachers_add(run, teachers, students):
 # of every teacher.
 
 
+def plan_students(config, run):
+    """For each seed and architecture: (architecture, its labelled images, the baseline's recipe,
+    the taught students' recipe)."""
+    planned = []
+    for seed in run.seeds(config.seeds):
+        labelled = take_labels(run.data.train, config.labels, seed)
+        for architecture in config.students:
+            settings = (config, run.data, architecture, seed, len(labelled.label))
+            baseline_recipe = recipe_of_student(*settings, BASELINE_RATES)
+            distilled_recipe = recipe_of_student(*settings, DISTILLED_RATES)
+            planned.append((architecture, labelled, baseline_recipe, distilled_recipe))
+    return planned
+
+
+def summarise_pairs(run, teachers, students):
+    """The summary's lines: each pair against its baseline, then each network's FLOPs."""
+    lines = {}
+    for architecture in students:
+        for teacher in teachers:
+            name = name_of_pair(architecture, teacher)
+            if run.accuracies(name):
+                baseline = name_of_baseline(architecture)
+                lines[f"{name} − {baseline}"] = run.compare(name, baseline)
+    names = [name_of_teacher(x) for x in teachers] + [name_of_baseline(x) for x in students]
+    for name in names:
+        lines[f"FLOPs for an image, {name}"] = f"{run.values(name, 'flops')[0] / 1e6:.2f} million"
+    return lines
+
+
 def main(config):
     run = experiment.start(config)
     data = run.data
@@ -648,14 +677,7 @@ def main(config):
     run.config = config
     # All recipes first: a flag that does not fit is found before anything is trained.
     teacher_recipes = {x: recipe_of_teacher(config, data, x) for x in config.teachers}
-    students_to_train = []
-    for seed in run.seeds(config.seeds):
-        labelled = take_labels(data.train, config.labels, seed)
-        for architecture in config.students:
-            settings = (config, data, architecture, seed, len(labelled.label))
-            baseline_recipe = recipe_of_student(*settings, BASELINE_RATES)
-            distilled_recipe = recipe_of_student(*settings, DISTILLED_RATES)
-            students_to_train.append((architecture, labelled, baseline_recipe, distilled_recipe))
+    students_to_train = plan_students(config, run)
 
     # Each teacher is trained once, on all labels. From then on it is only its logits.
     networks = {}  # by name, for the measurement of their times
@@ -699,17 +721,8 @@ def main(config):
     # Teachers and baselines: a student computes what its baseline does, in the same time.
     for name, network in networks.items():
         run.measure_inference(name, network)
-
-    summary = {}
-    for architecture in config.students:
-        for teacher in config.teachers:
-            name = name_of_pair(architecture, teacher)
-            if run.accuracies(name):
-                baseline = name_of_baseline(architecture)
-                summary[f"{name} − {baseline}"] = run.compare(name, baseline)
-    for name in networks:
-        summary[f"FLOPs for an image, {name}"] = f"{run.values(name, 'flops')[0] / 1e6:.2f} million"
-    return run.finish(draw(run, config.teachers, config.students), summary)
+    figure = draw(run, config.teachers, config.students)
+    return run.finish(figure, summarise_pairs(run, config.teachers, config.students))
 
 
 if __name__ == "__main__":
