@@ -552,6 +552,17 @@ def name_of_pair(architecture, teacher_architecture):
     return f"{architecture} from {teacher_architecture}"
 
 
+def find_pairs(run, teachers, students):
+    """The names (student and teacher, its baseline) of all pairs that were trained."""
+    pairs = []
+    for architecture in students:
+        for teacher in teachers:
+            name = name_of_pair(architecture, teacher)
+            if run.accuracies(name):
+                pairs.append((name, name_of_baseline(architecture)))
+    return pairs
+
+
 TEACHER_MARKERS = {"cnn": "v", "resnet": "s", "vit": "^"}  # of the students that they teach
 
 
@@ -622,12 +633,8 @@ def say_what_teachers_add(run, teachers, students):
     """The figure's message: the smallest and the largest mean gain of a student over its
     baseline."""
     gains = []
-    for architecture in students:
-        for teacher in teachers:
-            accuracies = run.accuracies(name_of_pair(architecture, teacher))
-            if accuracies:
-                baseline_accuracies = run.accuracies(name_of_baseline(architecture))
-                gains.append(np.mean(np.subtract(accuracies, baseline_accuracies)))
+    for name, baseline in find_pairs(run, teachers, students):
+        gains.append(np.mean(np.subtract(run.accuracies(name), run.accuracies(baseline))))
     if not gains:
         return "Errors and time of each network"
     smallest, largest = plots.signed_points(min(gains)), plots.signed_points(max(gains))
@@ -658,12 +665,8 @@ def plan_students(config, run):
 def summarise_pairs(run, teachers, students):
     """The summary's lines: each pair against its baseline, then each network's FLOPs."""
     lines = {}
-    for architecture in students:
-        for teacher in teachers:
-            name = name_of_pair(architecture, teacher)
-            if run.accuracies(name):
-                baseline = name_of_baseline(architecture)
-                lines[f"{name} − {baseline}"] = run.compare(name, baseline)
+    for name, baseline in find_pairs(run, teachers, students):
+        lines[f"{name} − {baseline}"] = run.compare(name, baseline)
     names = [name_of_teacher(x) for x in teachers] + [name_of_baseline(x) for x in students]
     for name in names:
         lines[f"FLOPs for an image, {name}"] = f"{run.values(name, 'flops')[0] / 1e6:.2f} million"

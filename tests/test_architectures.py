@@ -1,6 +1,7 @@
 """Architectures: what each network computes and costs, who learns from whom, the frontier."""
 
 import itertools
+import tempfile
 
 import experiment
 import numpy as np
@@ -27,12 +28,13 @@ def script():
 
 
 def each_student_learns_from_its_own_teacher(script):
-    config = script.Config(
-        dataset="digits", output_dir=str(EXPERIMENT_FOLDER[0]), teachers=("cnn_eighth", "mlp"),
-        students=("separable",), labels=64, epochs=0, teacher_epochs=0,
-    )  # fmt: skip
     data = DIGITS._replace(train=DIGITS.train.take(np.arange(64)))
-    _, watched = watch(script, data, config)
+    with tempfile.TemporaryDirectory() as folder:
+        config = script.Config(
+            dataset="digits", output_dir=folder, teachers=("cnn_eighth", "mlp"),
+            students=("separable",), labels=64, epochs=0, teacher_epochs=0,
+        )  # fmt: skip
+        _, watched = watch(script, data, config)
     teachers = {x.name: x.model for x in watched}
     for teacher in ("cnn_eighth", "mlp"):
         answers = utils.predict_by_index(teachers[f"teacher {teacher}"], data.train)
@@ -47,14 +49,12 @@ MUSEUM = {
     ],
 }
 BUGS = [(check, *bug) for check, bugs in MUSEUM.items() for bug in bugs]
-EXPERIMENT_FOLDER = []  # where a bug's experiments write
 
 
 @pytest.mark.parametrize(
     ("check", "file", "right", "wrong"), BUGS, ids=lambda x: getattr(x, "__name__", "")
 )
-def test_bug(check, file, right, wrong, tmp_path):
-    EXPERIMENT_FOLDER[:] = [tmp_path]
+def test_bug(check, file, right, wrong):
     exhibit(check, SCRIPT, file, right, wrong)
 
 
@@ -148,7 +148,7 @@ def test_flops_are_two_for_each_weight_that_is_used(script):
 
 @pytest.fixture(scope="module")
 def experiment_on_digits(script, tmp_path_factory):
-    """A run with two seeds, of two teachers and of three students, one of which is a teacher."""
+    """A run with two seeds, of two teachers and of two students, one of which is a teacher, too."""
     config = script.Config(
         dataset="digits", output_dir=str(tmp_path_factory.mktemp("out")), seeds=2, labels=64,
         teachers=("cnn_eighth", "mlp"), students=("mlp", "separable"), epochs=2,
