@@ -542,22 +542,20 @@ def search_architectures(name="architectures_tuning"):
         training = f"{role} {architecture}"
         settings = (config, data, architecture)
         if role == "teacher":
-            recipe = script.recipe_of_teacher(*settings)
-            recipe = recipe._replace(learning_rate=rate)
-            network = script.train_on_labels_alone(
-                training, architecture, data.train, data.classes, recipe, run
-            )
+            split = data.train
+            recipe = script.recipe_of_teacher(*settings)._replace(learning_rate=rate)
         else:
+            split = labelled
             recipe = script.recipe_of_student(*settings, 0, config.labels, {architecture: rate})
-            if role == "baseline":
-                network = script.train_on_labels_alone(
-                    training, architecture, labelled, data.classes, recipe, run
-                )
-            else:
-                network = script.train_on_teacher_logits(
-                    training, architecture, labelled, teacher_logits, recipe, run,
-                    config.temperature, config.alpha,
-                )  # fmt: skip
+        if role == "distilled":
+            network = script.train_on_teacher_logits(
+                training, architecture, split, teacher_logits, recipe, run,
+                config.temperature, config.alpha,
+            )  # fmt: skip
+        else:
+            network = script.train_on_labels_alone(
+                training, architecture, split, data.classes, recipe, run
+            )
         errors = count_errors(script, network, data)
         row = {"name": role, "architecture": architecture, "learning_rate": rate}
         results.append(row | {"epochs": recipe.epochs, "errors": [errors]})

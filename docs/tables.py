@@ -483,44 +483,35 @@ def features():
     return table(header, lines, "features", note)
 
 
+def mark_best(tried):
+    """Settings with their mean errors, in words, from [(setting, errors)]; the best in bold."""
+    best = min(sum(errors) for _, errors in tried)
+    texts = []
+    for setting, errors in tried:
+        text = f"{setting:g}: {np.mean(errors):.0f}"
+        texts.append(f"**{text}**" if sum(errors) == best else text)
+    return ", ".join(texts)
+
+
 def feature_weights():
     """The weights that were tried for script 21."""
-    by_cell = {}  # {(what is matched): texts}
+    by_cell = {}  # {what is matched: [(weight, errors)]}
     for row in read("features_tuning")["results"]:
         matched = row["name"]
         if row["alpha"] < 1:
             matched += " and logits"
         by_cell.setdefault(matched, []).append((row["weight"], row["errors"]))
-    lines = []
-    for matched, cells in by_cell.items():
-        best = min(sum(errors) for _, errors in cells)
-        texts = []
-        for weight, errors in cells:
-            text = f"{weight:g}: {np.mean(errors):.0f}"
-            texts.append(f"**{text}**" if sum(errors) == best else text)
-        lines.append([matched, ", ".join(texts)])
+    lines = [[matched, mark_best(tried)] for matched, tried in by_cell.items()]
     note = "Mean of two seeds on 10,000 validation images; bold: the best of its line."
     return table(["matched", "weight: errors"], lines, "features_tuning", note)
 
 
-ARCHITECTURE_TEACHERS = ("cnn", "resnet", "vit")
-ARCHITECTURE_STUDENTS = (
-    "student_cnn",
-    "cnn_half",
-    "cnn_quarter",
-    "cnn_eighth",
-    "separable",
-    "mlp",
-)
-
-
 def architectures():
     """Script 22: what each network costs, and its accuracy without a teacher."""
+    script = measure.load(measure.ARCHITECTURES)
+    shown = [f"teacher {x}" for x in script.TEACHERS] + [f"baseline {x}" for x in script.STUDENTS]
     lines = []
-    for name in (
-        *(f"teacher {x}" for x in ARCHITECTURE_TEACHERS),
-        *(f"baseline {x}" for x in ARCHITECTURE_STUDENTS),
-    ):
+    for name in shown:
         row = rows("architectures", name)[0]
         line = [name, f"{row['params']:,}", f"{row['flops'] / 1e6:.2f} M"]
         line += [f"{row['latency_ms'][size]:.2f}" for size in ("1", "128")]
@@ -532,10 +523,11 @@ def architectures():
 
 def pairs():
     """Script 22: what each student gains from each teacher."""
+    script = measure.load(measure.ARCHITECTURES)
     lines = []
-    for student in ARCHITECTURE_STUDENTS:
+    for student in script.STUDENTS:
         baseline = f"baseline {student}"
-        for teacher in ARCHITECTURE_TEACHERS:
+        for teacher in script.TEACHERS:
             name = f"{student} from {teacher}"
             found = gain("architectures", name, baseline)
             params = [
@@ -554,27 +546,19 @@ def pairs():
     return table(header, lines, "architectures", note)
 
 
-def gains_by_teacher(student):
-    """{teacher: gain of a small student over its baseline}, of the scaled teachers, the largest
-    first."""
-    gains = {"cnn": gain("architectures", f"{student} from cnn", f"baseline {student}")}
-    for teacher in ("cnn_half", "cnn_quarter"):
-        name = f"{student} from {teacher}"
-        gains[teacher] = gain("small_teachers", name, f"baseline {student}")
-    return gains
-
-
 def small_teachers():
     """Script 22: what two small students gain from the large teacher and from smaller ones."""
-    of_students = {x: gains_by_teacher(x) for x in ("cnn_eighth", "mlp")}
+    students = ("cnn_eighth", "mlp")
     lines = []
     for teacher in ("cnn", "cnn_half", "cnn_quarter"):
         name = "architectures" if teacher == "cnn" else "small_teachers"
         row = f"teacher {teacher}"
         line = [teacher, f"{rows(name, row)[0]['params']:,}", percent(mean(name, row))]
-        lines.append([*line, *(in_words(gains[teacher]) for gains in of_students.values())])
+        for student in students:
+            line.append(in_words(gain(name, f"{student} from {teacher}", f"baseline {student}")))
+        lines.append(line)
     header = ["teacher", "parameters", "its test accuracy"]
-    header += [f"gain of {student}" for student in of_students]
+    header += [f"gain of {student}" for student in students]
     note = "Means over the same three seeds; the first line is that of the tables above."
     return table(header, lines, "small_teachers", note)
 
@@ -584,15 +568,8 @@ def architectures_search():
     tried = {}  # {network: {rate: errors}}
     for row in read("architectures_tuning")["results"]:
         network = f"{row['name']} {row['architecture']}"
-        tried.setdefault(network, {})[row["learning_rate"]] = row["errors"][0]
-    lines = []
-    for network, errors_of in tried.items():
-        best = min(errors_of.values())
-        cells = []
-        for rate, errors in errors_of.items():
-            cell = f"{rate:g}: {errors}"
-            cells.append(f"**{cell}**" if errors == best else cell)
-        lines.append([network, ", ".join(cells)])
+        tried.setdefault(network, {})[row["learning_rate"]] = row["errors"]
+    lines = [[network, mark_best(errors_of.items())] for network, errors_of in tried.items()]
     note = "One seed, 10,000 validation images; bold: the best of its line."
     return table(["network", "peak rate: errors"], lines, "architectures_tuning", note)
 
