@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 # `fast.tune_malloc` would start Python anew for this; in a test it must not.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
@@ -160,6 +161,13 @@ def check_optimizer(module, training):
     steps = recipe.epochs * (len(training.split.label) // recipe.batch_size)
     wanted = module.make_transform(recipe.learning_rate, recipe.schedule, steps)
     assert training.optimizer.tx is wanted, training.name  # `make_transform` is cached
+
+
+def t_interval(gains):
+    """The 95 % interval of Student's t for the mean gain of several seeds: (low, high). scipy's own
+    is nan where all gain alike; then it is the mean itself."""
+    half = stats.t.ppf(0.975, len(gains) - 1) * stats.sem(gains)
+    return gains.mean() - half, gains.mean() + half
 
 
 def gain_in_words(a, b):

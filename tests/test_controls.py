@@ -13,10 +13,9 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, check_optimizer, load, watch
+from conftest import EXAMPLES, check_optimizer, load, t_interval, watch
 from experiment import Recipe, fingerprint
 from flax import nnx
-from scipy import stats
 from scipy.special import log_softmax, softmax
 
 RNG = np.random.default_rng(0)
@@ -571,8 +570,7 @@ def test_the_summary_gives_gains_over_the_baseline_with_their_95_percent_interva
         if name == "baseline":
             continue
         gains = gains_of(seen, name)
-        half = stats.t.ppf(0.975, 1) * stats.sem(gains)  # 0 where both seeds gain alike
-        low, high = gains.mean() - half, gains.mean() + half
+        low, high = t_interval(gains)
         spread = max(spread, gains.std())
         mean, wins = gains.mean(), (gains > 1e-9).sum()
         interval = f"(95 %: {low:+.2f} to {high:+.2f})"
@@ -598,9 +596,7 @@ def test_the_figure_has_every_seed_and_the_95_percent_interval(seen):
     for name, line, bar in zip(names, points, bars, strict=True):
         gains = gains_of(seen, name)
         np.testing.assert_allclose(line.get_xdata(), gains, atol=1e-9)
-        half = stats.t.ppf(0.975, 1) * stats.sem(gains)
-        want = [gains.mean() - half, gains.mean() + half]
-        np.testing.assert_allclose(bar[:, 0], want, atol=1e-9)
+        np.testing.assert_allclose(bar[:, 0], t_interval(gains), atol=1e-9)
 
 
 # %% Flags

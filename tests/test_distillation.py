@@ -10,10 +10,9 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, check_optimizer, load, watch
+from conftest import EXAMPLES, check_optimizer, load, t_interval, watch
 from experiment import fingerprint
 from flax import nnx
-from scipy import stats
 
 SCRIPT = "15_knowledge_distillation.py"
 
@@ -130,8 +129,7 @@ def percents(report, name):
 def test_the_summary_compares_within_pairs_with_a_95_percent_interval(watched, seen):
     report, _, _ = watched
     gains = percents(report, "distilled") - percents(report, "baseline")
-    half = stats.t.ppf(0.975, 1) * stats.sem(gains)  # 0 where both seeds gain alike
-    low, high = gains.mean() - half, gains.mean() + half
+    low, high = t_interval(gains)
     words = f"{gains.mean():+.2f} points (95 %: {low:+.2f} to {high:+.2f}), "
     words += f"{(gains > 0).sum()} of 2 seeds"
     printed = seen.printed.getvalue()

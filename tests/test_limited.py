@@ -11,10 +11,9 @@ import optax
 import pytest
 import tables
 import utils
-from conftest import EXAMPLES, ROOT, exhibit, load, make_run, refuse, watch
+from conftest import EXAMPLES, ROOT, exhibit, load, make_run, refuse, t_interval, watch
 from experiment import Recipe, fingerprint
 from flax import nnx
-from scipy import stats
 from scipy.special import log_softmax
 
 RNG = np.random.default_rng(0)
@@ -411,8 +410,7 @@ def test_the_summary_has_gains_over_the_baseline_of_the_same_seeds(watched):
     for kind, count, gain in lines:
         baseline = accuracies[f"baseline, {count} labels"]
         gains = np.subtract(accuracies[f"{kind}, {count} labels"], baseline)
-        half = stats.t.ppf(0.975, 1) * stats.sem(gains)  # 0 where both seeds gain alike
-        low, high = gains.mean() - half, gains.mean() + half
+        low, high = t_interval(gains)
         words = f"{gains.mean():+.2f} points (95 %: {low:+.2f} to {high:+.2f})"
         assert gain == f"{words}, {(gains > 0).sum()} of 2 seeds"
 
