@@ -203,7 +203,8 @@ class VisionTransformer(nnx.Module):
     def __init__(self, num_classes=10, *, rngs):
         features = 64
         self.embed = nnx.Linear(4 * 4, features, rngs=rngs)
-        self.positions = nnx.Param(0.02 * jax.random.normal(rngs.params(), (49, features)))
+        places = 0.02 * jax.random.normal(rngs.params(), (49, features), jnp.float32)
+        self.positions = nnx.Param(places)
         self.block1 = TransformerBlock(features, 4, rngs=rngs)
         self.block2 = TransformerBlock(features, 4, rngs=rngs)
         self.block3 = TransformerBlock(features, 4, rngs=rngs)
@@ -563,7 +564,11 @@ def find_pairs(run, teachers, students):
     return pairs
 
 
-TEACHER_MARKERS = {"cnn": "v", "resnet": "s", "vit": "^"}  # of the students that they teach
+# Of the students that a network teaches.
+TEACHER_MARKERS = {
+    "cnn": "v", "resnet": "s", "vit": "^", "student_cnn": "D", "cnn_half": "<",
+    "cnn_quarter": ">", "cnn_eighth": "p", "separable": "h", "mlp": "P",
+}  # fmt: skip
 
 
 def draw(run, teachers, students):
@@ -595,13 +600,14 @@ def draw(run, teachers, students):
         for teacher in teachers:
             name = name_of_pair(architecture, teacher)
             if run.accuracies(name):
-                marker = TEACHER_MARKERS.get(teacher, "D")
+                marker = TEACHER_MARKERS[teacher]
                 errors.append(add_dot(name, milliseconds, marker, f"distilled from {teacher}"))
         axes.plot([milliseconds] * 2, [min(errors), max(errors)], color="0.9", zorder=0)
         write_below(axes, architecture, milliseconds, min(errors))
 
     frontier = find_frontier(places)
-    axes.plot(*zip(*frontier, strict=True), color="0.7", zorder=0, label="frontier")
+    if len(frontier) > 1:
+        axes.plot(*zip(*frontier, strict=True), color="0.7", zorder=0, label="frontier")
     axes.margins(0.1, 0.15)
     axes.set(xscale="log", yscale="log", xlabel="milliseconds for one image, on one device")
     axes.set_ylabel(f"{run.data.scored_on} errors, %")

@@ -4,6 +4,7 @@ import itertools
 import tempfile
 
 import experiment
+import jax
 import numpy as np
 import pytest
 import utils
@@ -70,6 +71,14 @@ def test_a_network_gives_logits_and_has_the_parameters_that_the_page_says(script
     first = script.make_network(architecture, 7, 0)
     assert experiment.fingerprint(same) == experiment.fingerprint(first)
     assert experiment.fingerprint(other) != experiment.fingerprint(first)
+
+
+@pytest.mark.parametrize("architecture", PARAMS)
+def test_weights_are_float32_whatever_jax_takes_for_its_default(script, architecture):
+    with jax.enable_x64(True):
+        network = script.make_network(architecture, 10, 0)
+    for weights in jax.tree.leaves(nnx.state(network, (nnx.Param, nnx.BatchStat))):
+        assert weights.dtype == np.float32
 
 
 def test_an_unknown_architecture_is_refused(script):
@@ -297,3 +306,5 @@ def test_the_figure_has_a_dot_for_each_network(experiment_on_digits, script, tmp
     assert len(dots) == 2 + len(OF_A_SEED)
     errors = 100 - np.mean(run.accuracies("separable from mlp"))
     assert any(np.isclose(dot.get_ydata()[0], errors) for dot in dots)
+    taught = [dot.get_marker() for dot in dots if dot.get_label().startswith("distilled")]
+    assert len(set(taught)) == len(taught) == 2, "a marker for each teacher"
