@@ -42,9 +42,10 @@ from flax import nnx
 from tqdm import tqdm
 from utils import UserError, require
 
-# A notebook hands its own on to what it starts, where matplotlib may not know it.
-if os.environ.get("MPLBACKEND", "").startswith("module://") and not fast.in_notebook():
-    del os.environ["MPLBACKEND"]
+# Scripts draw without a backend. A notebook hands its own on to what it starts, where matplotlib
+# may not know it.
+if not fast.in_notebook():
+    os.environ.pop("MPLBACKEND", None)
 
 # The steps are written for Flax's graph mode, its default, whatever NNX_GRAPH_MODE says.
 flax.config.update("nnx_graph_mode", True)
@@ -70,7 +71,7 @@ class Range:
     def __str__(self):
         low = f"above {self.low:,}" if self.low_excluded else f"{self.low:,} or more"
         if self.high == math.inf:
-            return low
+            return f"a finite number {low}" if self.low_excluded else low
         if self.low_excluded or self.high_excluded:
             return f"{low} and {'below' if self.high_excluded else 'at most'} {self.high:,}"
         return f"from {self.low:,} to {self.high:,}"
@@ -414,6 +415,8 @@ class Run:
 
     def save_figure(self, figure, name):
         """Writes a matplotlib Figure to the run's folder, as a PNG of this name."""
+        for axes in figure.axes:
+            axes.title.set_wrap(True)  # a long title goes on in a second line
         png = io.BytesIO()
         figure.savefig(png, dpi=150)
         write_whole(self.folder / name, png.getvalue())
@@ -525,7 +528,10 @@ class Training:
                 self.settings[argument] = value
         # The file's name says what went in, and which code made it.
         self._inputs = fingerprint([name, self.settings, given])[:10]
-        code = fingerprint([_Code(caller.f_code, caller.f_globals), versions()])[:10]
+        made_by = [_Code(caller.f_code, caller.f_globals), versions()]
+        if jax.config.jax_enable_x64:
+            made_by.append("float64")
+        code = fingerprint(made_by)[:10]
         file = f"{_slug(name)}-{self.seed}-{self._inputs}-{code}.npz"
         self.path = run.folder / "checkpoints" / file
         run._remember(model, self)
@@ -737,8 +743,8 @@ def _read_npz(path, hint="move it away to train anew"):
             arrays = {name: file[name] for name in file.files}
         record = json.loads(arrays.pop("record").tobytes())
         return {key: record[key] for key in Training.KEPT}, arrays
-    except (OSError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error,
-            NotImplementedError) as error:  # fmt: skip
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, zipfile.BadZipFile,
+            zlib.error, NotImplementedError) as error:  # fmt: skip
         raise UserError(f"{path}: damaged ({_brief(error)}); {hint}") from None
 
 

@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plots
 import pytest
 import utils
 from conftest import EXAMPLES, ROOT, load, make_run, watch
 from experiment import OPEN, Range, Recipe, Training, fingerprint
 from fast import on_all_devices, place
 from flax import nnx
+from matplotlib.figure import Figure
 
 # %% Flags
 
@@ -72,9 +74,9 @@ def test_flags(capsys):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"learning_rate": 0.0}, "--learning-rate 0.0: must be above 0"),
-        ({"learning_rate": float("inf")}, "--learning-rate inf: must be above 0"),
-        ({"learning_rate": float("nan")}, "--learning-rate nan: must be above 0"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0: must be a finite number above 0"),
+        ({"learning_rate": float("inf")}, "--learning-rate inf: must be a finite number above 0"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: must be a finite number above 0"),
         ({"epochs": -1}, "--epochs -1: must be from 0 to 10,000"),
         ({"labels": 9}, "--labels 9: must be 10 or more, or all"),
         ({"labels": "many"}, "--labels many: must be one of 10 or more, all"),
@@ -401,6 +403,16 @@ def test_changed_bytes_do_not_load(trained):
             again()
 
 
+def test_a_long_title_is_not_cut_off(tmp_path, digits):
+    figure = Figure(figsize=(plots.WIDTH, 4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title("Same view over baseline: " + ", ".join(["no difference found"] * 5))
+    make_run(tmp_path, digits).save_figure(figure, "figure.png")
+    title = axes.title.get_window_extent()
+    assert figure.bbox.x0 <= title.x0 < title.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= title.y0 < title.y1 <= figure.bbox.y1
+
+
 def test_a_changed_record_does_not_load(trained):
     """A file's record has a checksum, as everything in it."""
     _, training, again = trained
@@ -665,7 +677,7 @@ def test_a_run_that_took_its_teacher_has_it_too(kd, finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", ["nothing", "unfinished", "other data", "another shape", "damaged"]
+    "case", ["nothing", "unfinished", "other data", "another shape", "damaged", "one array"]
 )
 def test_teachers_that_cannot_be_taken(kd, finished, tmp_path, case):
     folder, data, *_ = finished
@@ -678,6 +690,9 @@ def test_teachers_that_cannot_be_taken(kd, finished, tmp_path, case):
         (weights / "teacher-0.npz").write_bytes(content)
     if case == "another shape":
         (weights / "teacher-0.npz").write_bytes((folder / "weights/baseline-42.npz").read_bytes())
+    if case == "one array":  # as numpy.save writes it
+        with open(weights / "teacher-0.npz", "wb") as file:
+            np.save(file, np.zeros(3))
     config = kd.Config(teacher=str(tmp_path / "a"))
     run = make_run(tmp_path / "b", data, config)
     split = data.train.take(slice(100)) if case == "other data" else data.train
@@ -689,6 +704,7 @@ def test_teachers_that_cannot_be_taken(kd, finished, tmp_path, case):
         "other data": "it was trained on other images than the 100 of this run",
         "another shape": "of another shape",
         "damaged": "damaged",
+        "one array": "damaged",
     }[case] in str(refused.value)
     assert str(tmp_path / "a") in str(refused.value)
 
