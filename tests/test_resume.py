@@ -12,7 +12,7 @@ from conftest import copy_script
 
 SCRIPT = "15_knowledge_distillation.py"
 FLAGS = ["--dataset", "digits", "--quick", "--teacher-epochs", "3", "--epochs", "6"]
-FLAGS += ["--labels", "100"]
+FLAGS += ["--labels", "100", "--holdout", "1000"]  # which leaves 297 images to train on
 PHASES = ["TEACHER", "DISTILLED", "BASELINE"]
 
 

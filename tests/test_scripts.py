@@ -14,6 +14,7 @@ import typing
 from pathlib import Path
 
 import experiment
+import filelock
 import pytest
 from conftest import DATASET, EXAMPLES, MODULES, ROOT, SCRIPTS, copy_script, load
 from test_resume import check_same_end
@@ -22,16 +23,21 @@ from test_resume import check_same_end
 OWN = {"Config", "main", "fill_in_defaults", "draw"}
 # Script 15 is killed in test_resume.py; 13, 14 and temperature train as it does.
 KILLED = [x for x in SCRIPTS if x >= "16" and not x.endswith("temperature.py")]
+# These take the teacher that script 13 left, which is trained once for all of them.
+TAUGHT = [x for x in SCRIPTS if x >= "16" and "    teacher: " in (EXAMPLES / x).read_text()]
 FEWER = {  # less than what is quick, where that takes long
     "16_limited_labels.py": "--labels 100",
-    "17_ensemble_distillation.py": "--epochs 10",
+    "17_ensemble_distillation.py": "--epochs 10 --teacher-epochs 2",
     "18_self_distillation.py": "--epochs 10",
+    "19_online_distillation.py": "--epochs 10",
     "20_cross_modal_distillation.py": "--epochs 2",
+    "21_feature_distillation.py": "--epochs 20",
     "22_architectures.py": "--epochs 20 --teacher-epochs 2",
-    "26_patient_teacher.py": "--epochs 10 30",
+    "26_patient_teacher.py": "--epochs 5 20",
     "advanced/controls.py": "--epochs 5",
     "advanced/knowledge_distillation.py": "--epochs 10 --seeds 2 --test-seeds 2",
 }
+SMALL = ["--dataset", "digits", "--quick", "--holdout", "1000"]  # leaves 297 images to train on
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning:__main__"}
 
 
@@ -106,18 +112,46 @@ def own_folder(script, tmp_path):
     return tmp_path / "runs" / script.removesuffix(".py").replace("/", "_")
 
 
-@pytest.mark.parametrize("script", [script for script in SCRIPTS if script not in KILLED])
-def test_quick_run_copied_out(script, tmp_path):
+@pytest.fixture(scope="session")
+def run_of_13(tmp_path_factory):
+    """The folder of a quick run of script 13, the same for all of pytest's processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    script = "13_teacher_training.py"
+    folder = own_folder(script, shared)
+    with filelock.FileLock(shared / "13.lock"):
+        if not (folder / "results.json").exists():
+            copy_script(shared, script)
+            done = run(shared, script, "--quick", "--dataset", DATASET)
+            check_quick_run(script, folder, done)
+    return folder
+
+
+def test_quick_run_of_13_leaves_a_teacher(run_of_13):
+    assert (run_of_13 / "weights" / "teacher-0.npz").exists()
+
+
+def named_teacher(script, request):
+    """The flag for a teacher that is there already, where a script has one."""
+    return ["--teacher", request.getfixturevalue("run_of_13")] if script in TAUGHT else []
+
+
+WHOLE = [x for x in SCRIPTS if x not in KILLED and not x.startswith("13")]
+
+
+@pytest.mark.parametrize("script", WHOLE)
+def test_quick_run_copied_out(script, tmp_path, request):
     copy_script(tmp_path, script)
-    done = run(tmp_path, Path(script).name, "--quick", "--dataset", DATASET)
-    check_quick_run(script, own_folder(script, tmp_path), done)
+    command = [Path(script).name, "--quick", "--dataset", DATASET, *named_teacher(script, request)]
+    check_quick_run(script, own_folder(script, tmp_path), run(tmp_path, *command))
 
 
 @pytest.mark.parametrize("script", KILLED)
-def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
+def test_quick_run_copied_out_killed_and_run_again(script, tmp_path, request):
     """What a kill in the middle leaves, run again, ends with the same bits."""
     command = [copy_script(tmp_path, script, pause=0.5), "--quick", "--dataset", DATASET]
-    command += FEWER.get(script, "").split()
+    command += [*FEWER.get(script, "").split(), *named_teacher(script, request)]
     whole = own_folder(script, tmp_path)
     done = run_with_copies(tmp_path, whole, *command)
     check_quick_run(script, whole, done)
@@ -132,7 +166,7 @@ def test_quick_run_copied_out_killed_and_run_again(script, tmp_path):
 
 
 def test_a_run_does_not_mind_flax_tree_mode(tmp_path):
-    small = ["--dataset", "digits", "--quick", "--epochs", "1", "--teacher-epochs", "1"]
+    small = [*SMALL, "--epochs", "1", "--teacher-epochs", "1"]
     results = []
     for mode in ({}, {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}):
         folder = tmp_path / str(len(results))
@@ -140,21 +174,18 @@ def test_a_run_does_not_mind_flax_tree_mode(tmp_path):
         done = run(tmp_path, *command, env=mode)
         assert done.returncode == 0, done.stderr
         report = json.loads((folder / "results.json").read_text())
-        results.append([row["test_errors"] for row in report["results"]])
+        results.append([row["validation_errors"] for row in report["results"]])
     assert results[0] == results[1]
 
 
-def test_15_takes_the_teacher_that_13_left(tmp_path):
-    small = ["--dataset", "digits", "--quick", "--epochs", "1"]
-    done = run(tmp_path, EXAMPLES / "13_teacher_training.py", *small)
-    assert done.returncode == 0, done.stderr
-    command = [EXAMPLES / "15_knowledge_distillation.py", *small, "--teacher-epochs", "1"]
-    taken = run(tmp_path, *command, "--teacher", "runs/13_teacher_training")
-    assert "Teacher: runs/13_teacher_training/weights/teacher-0.npz" in taken.stdout
+def test_15_takes_the_teacher_that_13_left(run_of_13, tmp_path):
+    command = ["--quick", "--dataset", DATASET, "--epochs", "1", "--teacher", run_of_13]
+    taken = run(tmp_path, EXAMPLES / "15_knowledge_distillation.py", *command)
+    assert f"Teacher: {run_of_13}/weights/teacher-0.npz" in taken.stdout, taken.stderr
     assert "TEACHER" in taken.stdout
     one, other = (
-        json.loads((tmp_path / "runs" / name / "results.json").read_text())["results"][0]
-        for name in ("13_teacher_training", "15_knowledge_distillation")
+        json.loads((folder / "results.json").read_text())["results"][0]
+        for folder in (run_of_13, tmp_path / "runs/15_knowledge_distillation")
     )
     for key in ("name", "seed", "test_errors", "history", "settings"):
         assert one[key] == other[key]
@@ -163,14 +194,14 @@ def test_15_takes_the_teacher_that_13_left(tmp_path):
 def test_a_named_teacher_is_one_that_was_trained_to_its_end(tmp_path):
     """Of two recipes in one folder, the newer one was stopped before its end."""
     script = copy_script(tmp_path, "13_teacher_training.py", pause=0)
-    flags = ["--dataset", "digits", "--quick", "--output-dir", "teachers"]
+    flags = [*SMALL, "--output-dir", "teachers"]
     assert run(tmp_path, script, *flags, "--epochs", "1").returncode == 0
     command = [sys.executable, script, *flags, "--epochs", "2", "--seed", "1"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         next(line for line in process.stdout if line.startswith("Epoch"))
         process.kill()
     assert len(list((tmp_path / "teachers/checkpoints").glob("teacher-*"))) == 2
-    small = ["--dataset", "digits", "--quick", "--epochs", "1", "--teacher", "teachers"]
+    small = [*SMALL, "--epochs", "1", "--teacher", "teachers"]
     done = run(tmp_path, EXAMPLES / "15_knowledge_distillation.py", *small)
     assert done.returncode == 0, done.stderr
     assert "Teacher: teachers/weights/teacher-0.npz" in done.stdout
