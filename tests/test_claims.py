@@ -71,6 +71,22 @@ def behind_the_teacher(name):
     return f"{100 * difference:.2f}"
 
 
+STUDENTS = ("student_cnn", "cnn_half", "cnn_quarter", "cnn_eighth", "separable", "mlp")
+PAIRS = [(student, teacher) for student in STUDENTS for teacher in ("cnn", "resnet", "vit")]
+
+
+def gain_of_pair(student, teacher, experiment="architectures"):
+    """What a teacher of script 22 adds to a student."""
+    return gain(experiment, f"{student} from {teacher}", f"baseline {student}")
+
+
+def gain_over_the_cnn(student, teacher, experiment="architectures"):
+    """What a student of script 22 gains when that teacher takes the place of the CNN."""
+    taught = accuracies(experiment, f"{student} from {teacher}")
+    found = paired_difference(taught, accuracies("architectures", f"{student} from cnn"))
+    return points(found.mean), interval(found)
+
+
 def trials_of_views(name, epochs, rates=()):
     """The mean errors of the search of script 26, of a student with so many epochs: at all rates or
     at some."""
@@ -958,6 +974,32 @@ CLAIMS = {
     ],
     "knowledge_distillation": [
         (
+            "parameters takes {:.1f} times as long for an image as this student with 56,810",
+            lambda: (
+                values("architectures", "baseline separable", "latency_ms")[0]["1"]
+                / values("architectures", "baseline student_cnn", "latency_ms")[0]["1"]
+            ),
+        ),
+        (
+            "a ResNet adds {} points ({}) to that MobileNet-style net, and a CNN that is better than the ResNet adds {}.",
+            lambda: (
+                *in_parts(gain_of_pair("separable", "resnet")),
+                points(gain_of_pair("separable", "cnn").mean),
+            ),
+        ),
+        (
+            '"A student should have 10 to 20 % of its teacher\'s capacity" is often said. In script 22 students with less than 2 % of',
+            None,
+        ),
+        (
+            "gain more than an MLP with {:.1f} %, which lacks convolutions",
+            lambda: (
+                100
+                * values("architectures", "baseline mlp", "params")[0]
+                / values("architectures", "teacher cnn", "params")[0]
+            ),
+        ),
+        (
             "each of them alone was behind plain distillation, by {} to {} points.",
             lambda: tuple(
                 f"{-edge([gain('features', method, 'distilled').mean for method in ('hints', 'attention', 'relations', 'contrast')]):.2f}"
@@ -1104,6 +1146,83 @@ CLAIMS = {
                 min(trials_of_views("same view", 60, (4e-2,))),
                 max(trials_of_views("same view", 60, (4e-2,))),
                 min(trials_of_views("baseline", 60)),
+            ),
+        ),
+    ],
+    "22_architectures": [
+        (
+            "Of these {} pairs {} gain over the student without a teacher, with intervals above zero. The ResNet adds {} points to a MobileNet-style student; the CNN, more accurate and {:.0f} times as large as the ResNet, adds {}.",
+            lambda: (
+                len(PAIRS),
+                sum(gain_of_pair(*pair).low > 0 for pair in PAIRS),
+                points(gain_of_pair("separable", "resnet").mean),
+                values("architectures", "teacher cnn", "params")[0]
+                / values("architectures", "teacher resnet", "params")[0],
+                points(gain_of_pair("separable", "cnn").mean),
+            ),
+        ),
+        (
+            "The ResNet comes within {:.2f} points of the CNN",
+            lambda: (
+                100
+                * (mean("architectures", "teacher cnn") - mean("architectures", "teacher resnet"))
+            ),
+        ),
+        (
+            "the gain is {} points ({}).",
+            lambda: in_parts(gain_of_pair("separable", "resnet")),
+        ),
+        (
+            "of which the best has {:.0f} times its parameters. Whether the ResNet teaches it better than the CNN does is open: {} ({}).",
+            lambda: (
+                values("architectures", "baseline cnn_half", "params")[0]
+                / values("architectures", "baseline separable", "params")[0],
+                *gain_over_the_cnn("separable", "resnet"),
+            ),
+        ),
+        (
+            "From the CNN it gains {} points and names the teacher's class for {} of the test images,",
+            lambda: (
+                points(gain_of_pair("mlp", "cnn").mean),
+                percent(mean("architectures", "mlp from cnn", "agreement")),
+            ),
+        ),
+        (
+            "has about as many and gains {}.",
+            lambda: points(gain_of_pair("student_cnn", "cnn").mean),
+        ),
+        ('"A student should have 10 to 20 % of its teacher\'s capacity"', None),
+        (
+            "`separable` and `cnn_eighth` gain {} and {} from the CNN, of whose parameters they have {:.1f} % and {:.1f} %. The MLP with {:.1f} % gains less",
+            lambda: (
+                points(gain_of_pair("separable", "cnn").mean),
+                points(gain_of_pair("cnn_eighth", "cnn").mean),
+                *(
+                    100
+                    * values("architectures", f"baseline {student}", "params")[0]
+                    / values("architectures", "teacher cnn", "params")[0]
+                    for student in ("separable", "cnn_eighth", "mlp")
+                ),
+            ),
+        ),
+        (
+            "with three times the ResNet's parameters gains {}.",
+            lambda: points(gain_of_pair("cnn_half", "resnet").mean),
+        ),
+        (
+            "what it adds to `cnn_eighth` is {} points more ({}).",
+            lambda: gain_over_the_cnn("cnn_eighth", "cnn_half", "small_teachers"),
+        ),
+        (
+            "the teacher is worse, by {:.2f} points, and its students are not: {} ({}) for `cnn_eighth`, {} ({}) for the MLP.",
+            lambda: (
+                100
+                * (
+                    mean("architectures", "teacher cnn")
+                    - mean("small_teachers", "teacher cnn_quarter")
+                ),
+                *gain_over_the_cnn("cnn_eighth", "cnn_quarter", "small_teachers"),
+                *gain_over_the_cnn("mlp", "cnn_quarter", "small_teachers"),
             ),
         ),
     ],
