@@ -57,7 +57,8 @@ class Config(experiment.CommonFlags):
     seeds: Annotated[int, Range(1, 100)] = 1
     """Number of seeds, one after another."""
     teachers: Annotated[tuple[Architecture, ...] | None, OPEN] = None
-    """Architectures of the teachers (default: cnn resnet vit; quick cnn). None teaches its own."""
+    """Architectures of the teachers (default: cnn resnet vit; quick cnn). A network is no teacher
+    of its own kind."""
     students: Annotated[tuple[Architecture, ...] | None, OPEN] = None
     """Architectures of the students (default: student_cnn cnn_half cnn_quarter cnn_eighth separable
     mlp; quick student_cnn mlp)."""
@@ -212,13 +213,13 @@ class VisionTransformer(nnx.Module):
         self.dense = nnx.Linear(features, num_classes, rngs=rngs)
 
     def __call__(self, x, train=False):  # the same in training: neither dropout nor BatchNorm
-        rows = x.reshape(-1, 7, 4, 7, 4)  # 7 rows of patches, 4 pixels high; across the same
+        rows = x.reshape(-1, 7, 4, 7, 4)  # 7 rows of patches, 4 pixels high, and 7 columns
         patches = rows.transpose(0, 1, 3, 2, 4).reshape(-1, 49, 4 * 4)
         x = self.embed(patches) + self.positions[...]
         x = self.block1(x)
         x = self.block2(x)
         x = self.block3(x)
-        return self.dense(self.norm(x).mean(axis=1))  # over the tokens; the paper adds one for it
+        return self.dense(self.norm(x).mean(axis=1))  # over tokens; the paper adds a class token
 
 
 # %% Small networks of other kinds
