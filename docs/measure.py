@@ -127,6 +127,9 @@ EXPERIMENTS["small_teachers"] = [
     " --seeds 3 --teacher-seed 330"
 ]
 EXPERIMENTS["patient"] = [f"{PATIENT} --seed 340 --seeds 3 --teacher-seed 340"]
+EXPERIMENTS["mixup"] = [
+    f"{PATIENT} --ways same mixup --epochs 120 --seed 345 --seeds 3 --teacher {RUNS}/patient/0"
+]
 EXPERIMENTS["fashion_teacher_tuning"] = [
     f"examples/13_teacher_training.py {FASHION} {HELD_OUT} --epochs {epochs} --augmentation {how}"
     f" --learning-rate {rate}"

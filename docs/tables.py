@@ -597,6 +597,16 @@ def patience():
     return table(header, lines, "patient", note)
 
 
+def mixup():
+    """Script 26: mixed images, with a teacher and without."""
+    students = ("same view", "baseline with mixup", "mixup")
+    compared = {"baseline, 120 epochs": None}
+    for student in students:
+        compared[f"{student}, 120 epochs"] = ["baseline, 120 epochs"]
+    compared["mixup, 120 epochs"] += ["baseline with mixup, 120 epochs", "same view, 120 epochs"]
+    return networks("mixup", compared, note="The teacher is that of the tables above.")
+
+
 def consistency():
     """Script 26: the same view against the other ways, and how often each student answers as the
     teacher does."""

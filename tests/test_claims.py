@@ -1114,6 +1114,16 @@ CLAIMS = {
     ],
     "26_patient_teacher": [
         (
+            "The baseline gains {} points from it ({}).",
+            lambda: in_parts(
+                gain("mixup", "baseline with mixup, 120 epochs", "baseline, 120 epochs")
+            ),
+        ),
+        (
+            "both with the teacher, no difference was found: {} ({}).",
+            lambda: in_parts(gain("mixup", "mixup, 120 epochs", "same view, 120 epochs")),
+        ),
+        (
             "adds {} points after 30 epochs and {} after 240. With the plain image it adds {} and {}.",
             lambda: tuple(
                 points(
