@@ -75,7 +75,7 @@ class Config(experiment.CommonFlags):
     alpha: Annotated[float, Range(0, 1)] = 0.5
     """Weight of the labels in the loss; the teacher has 1 - alpha."""
     teacher_epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
-    """Epochs of each teacher (default: 3; digits 16; quick 8)."""
+    """Epochs of each teacher (default: 3; digits 16; quick 5)."""
     teacher_learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """One peak learning rate for all teachers (default: by architecture)."""
     teacher_seed: Seed = 0
@@ -498,7 +498,7 @@ def recipe_of_teacher(config, data, architecture):
     if data.name == "digits":
         epochs = 16
     if config.quick:
-        epochs = 8
+        epochs = 5
     if config.teacher_epochs is not None:
         epochs = config.teacher_epochs
     rate = TEACHER_RATES.get(architecture, OTHER_RATE)
