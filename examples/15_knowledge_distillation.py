@@ -13,7 +13,7 @@ digit says more than a label does. The same student without a teacher, with the 
 and the same batches, shows what the teacher was worth.
 
     python examples/15_knowledge_distillation.py                # 1,000 labels: 2 to 7 minutes
-    python examples/15_knowledge_distillation.py --labels all   # all 60,000:   3 to 6 minutes
+    python examples/15_knowledge_distillation.py --labels all   # all 60,000:   3 to 8 minutes
     python examples/15_knowledge_distillation.py --seeds 5      # five pairs of students
     python examples/15_knowledge_distillation.py --quick        # a first look: about a minute
     python examples/15_knowledge_distillation.py --dataset fashion_mnist   # 10 to 25 minutes

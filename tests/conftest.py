@@ -41,6 +41,7 @@ MODULES = ("utils.py", "experiment.py", "fast.py", "plots.py")  # which all scri
 SCRIPTS = sorted(
     p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.py") if p.name not in MODULES
 )
+SMALL = ["--dataset", "digits", "--quick", "--holdout", "1000"]  # leaves 297 images to train on
 DATASET = "mnist" if os.environ.get("MNIST_DATA_DIR") else "digits"
 
 

@@ -7,6 +7,7 @@ all of them in a tuple. None stands for a number that was not measured here: of 
 import functools
 import re
 
+import measure
 import numpy as np
 import pytest
 import tables
@@ -71,8 +72,8 @@ def behind_the_teacher(name):
     return f"{100 * difference:.2f}"
 
 
-STUDENTS = ("student_cnn", "cnn_half", "cnn_quarter", "cnn_eighth", "separable", "mlp")
-PAIRS = [(student, teacher) for student in STUDENTS for teacher in ("cnn", "resnet", "vit")]
+SCRIPT_22 = measure.load(measure.ARCHITECTURES)
+PAIRS = [(student, teacher) for student in SCRIPT_22.STUDENTS for teacher in SCRIPT_22.TEACHERS]
 
 
 def gain_of_pair(student, teacher, experiment="architectures"):

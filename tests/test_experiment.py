@@ -449,6 +449,15 @@ def test_other_settings_images_or_teachers_are_other_trainings(tmp_path, kd, dig
     assert len(found) == 2
 
 
+def test_a_training_in_float64_is_another_one(tmp_path, kd, digits):
+    recipe = Recipe(0, 0, 64, 1e-3, "constant")
+    paths = set()
+    for x64 in (False, True):
+        with jax.enable_x64(x64):
+            paths.add(train(kd, make_run(tmp_path, few(digits)), recipe)[1].path)
+    assert len(paths) == 2
+
+
 def test_edited_code_is_trained_anew_and_says_so(tmp_path, kd, digits, capsys):
     """Change the loss, run again in the same folder: the old numbers are not those of the new
     code. A changed comment changes nothing, and the teacher, whose code is the same, is kept."""

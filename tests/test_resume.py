@@ -8,11 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import copy_script
+from conftest import SMALL, copy_script
 
 SCRIPT = "15_knowledge_distillation.py"
-FLAGS = ["--dataset", "digits", "--quick", "--teacher-epochs", "3", "--epochs", "6"]
-FLAGS += ["--labels", "100", "--holdout", "1000"]  # which leaves 297 images to train on
+FLAGS = [*SMALL, "--teacher-epochs", "3", "--epochs", "6", "--labels", "100"]
 PHASES = ["TEACHER", "DISTILLED", "BASELINE"]
 
 

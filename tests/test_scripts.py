@@ -16,7 +16,7 @@ from pathlib import Path
 import experiment
 import filelock
 import pytest
-from conftest import DATASET, EXAMPLES, MODULES, ROOT, SCRIPTS, copy_script, load
+from conftest import DATASET, EXAMPLES, MODULES, ROOT, SCRIPTS, SMALL, copy_script, load
 from test_resume import check_same_end
 
 # What may differ between scripts of the same name; all else is identical to the letter.
@@ -39,7 +39,6 @@ FEWER = {  # less than what is quick, where that takes long
     "advanced/controls.py": "--epochs 5",
     "advanced/knowledge_distillation.py": "--epochs 10 --seeds 2 --test-seeds 2",
 }
-SMALL = ["--dataset", "digits", "--quick", "--holdout", "1000"]  # leaves 297 images to train on
 STRICT = {"PYTHONWARNINGS": "error::DeprecationWarning:__main__"}
 
 
