@@ -36,6 +36,7 @@ from utils import UserError, require  # noqa: E402
 DISTIL = "examples/15_knowledge_distillation.py"
 LIMITED = "examples/16_limited_labels.py"
 ARCHITECTURES = "examples/22_architectures.py"
+DEPLOY = "examples/23_compress_and_deploy.py"
 FEATURES = "examples/21_feature_distillation.py"
 HINTON = "examples/25_hinton_2015.py"
 PATIENT = "examples/26_patient_teacher.py"
@@ -130,6 +131,19 @@ EXPERIMENTS["patient"] = [f"{PATIENT} --seed 340 --seeds 3 --teacher-seed 340"]
 EXPERIMENTS["mixup"] = [
     f"{PATIENT} --ways same mixup --epochs 120 --seed 345 --seeds 3 --teacher {RUNS}/patient/0"
 ]
+EXPERIMENTS["deploy"] = [f"{DEPLOY} --seed 350 --seeds 5 --teacher-seed 350"]
+EXPERIMENTS["deploy_few"] = [
+    f"{DEPLOY} --labels 1000 --seed 355 --seeds 5 --teacher {RUNS}/deploy/0"
+]
+EXPERIMENTS["deploy_tuning"] = [
+    f"{DEPLOY} {HELD_OUT} --labels {labels} --sparsities 0.95 --seed 1 --seeds {seeds}"
+    f" --compression-learning-rate {rate} --teacher {RUNS}/teacher_tuning/1"
+    for labels, seeds, rates in (
+        ("all", 1, ("2e-3", "5e-3", "1e-2", "2e-2")),
+        ("1000", 2, ("2e-3", "5e-3", "1e-2", "2e-2")),
+    )
+    for rate in rates
+]
 EXPERIMENTS["fashion_teacher_tuning"] = [
     f"examples/13_teacher_training.py {FASHION} {HELD_OUT} --epochs {epochs} --augmentation {how}"
     f" --learning-rate {rate}"
@@ -146,7 +160,7 @@ EXPERIMENTS["fashion_teacher_tuning"] = [
 # What pages show of the first command of an experiment: {experiment: {picture: file of the run}}.
 WITH_FIGURE = ("default", "grid", "temperature", "ensemble", "self", "online", "cross_modal")
 WITH_FIGURE += ("limited_labels", "controls", "hinton", "fashion", "features", "patient")
-WITH_FIGURE += ("architectures",)
+WITH_FIGURE += ("architectures", "deploy")
 FIGURES = {name: {f"{name}.png": "figure.png"} for name in WITH_FIGURE}
 FIGURES["default"]["soft_targets.png"] = "soft_targets.png"
 

@@ -81,7 +81,7 @@ class StudentCNN(nnx.Module):
     def __call__(self, x, train=False):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn2(self.conv2(x), use_running_average=not train)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         return self.dense2(nnx.relu(self.dense1(x)))
 
 

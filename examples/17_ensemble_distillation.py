@@ -111,7 +111,7 @@ class TeacherCNN(nnx.Module):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn2(self.conv2(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn3(self.conv3(x), use_running_average=not train)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = self.dropout(nnx.relu(self.dense1(x)), deterministic=not train)
         x = self.dropout(nnx.relu(self.dense2(x)), deterministic=not train)
         return self.dense3(x)
@@ -136,7 +136,7 @@ class StudentCNN(nnx.Module):
     def __call__(self, x, train=False):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn2(self.conv2(x), use_running_average=not train)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         return self.dense2(nnx.relu(self.dense1(x)))
 
 

@@ -91,7 +91,7 @@ class StudentCNN(nnx.Module):
     def __call__(self, x, train=False):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn2(self.conv2(x), use_running_average=not train)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
@@ -116,7 +116,7 @@ class ExitCNN(nnx.Module):
             small = x
             while small.shape[1] > 3:  # every exit sees 3×3
                 small = max_pool(small)
-            logits.append(classifier(small.reshape(len(x), -1)))
+            logits.append(classifier(small.reshape(x.shape[0], -1)))
         return jnp.stack(logits)
 
 

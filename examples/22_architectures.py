@@ -106,7 +106,7 @@ class StudentCNN(nnx.Module):
     def __call__(self, x, train=False):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn2(self.conv2(x), use_running_average=not train)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         return self.dense2(nnx.relu(self.dense1(x)))
 
 
@@ -134,7 +134,7 @@ class ScaledCNN(nnx.Module):
         x = max_pool(nnx.relu(self.bn1(self.conv1(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn2(self.conv2(x), use_running_average=not train)))
         x = max_pool(nnx.relu(self.bn3(self.conv3(x), use_running_average=not train)))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = self.dropout(nnx.relu(self.dense1(x)), deterministic=not train)
         x = self.dropout(nnx.relu(self.dense2(x)), deterministic=not train)
         return self.dense3(x)
@@ -272,7 +272,7 @@ class MLP(nnx.Module):
         self.dense3 = nnx.Linear(64, num_classes, rngs=rngs)
 
     def __call__(self, x, train=False):
-        x = nnx.relu(self.dense1(x.reshape(len(x), -1)))
+        x = nnx.relu(self.dense1(x.reshape(x.shape[0], -1)))
         return self.dense3(nnx.relu(self.dense2(x)))
 
 

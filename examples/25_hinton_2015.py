@@ -110,7 +110,7 @@ class DenseNet(nnx.Module):
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
 
     def __call__(self, x, train=False):
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = self.input_dropout(x, deterministic=not train)
         x = self.dropout(nnx.relu(self.dense1(x)), deterministic=not train)
         x = self.dropout(nnx.relu(self.dense2(x)), deterministic=not train)

@@ -532,7 +532,7 @@ class Training:
         if jax.config.jax_enable_x64:
             made_by.append("float64")
         code = fingerprint(made_by)[:10]
-        file = f"{_slug(name)}-{self.seed}-{self._inputs}-{code}.npz"
+        file = f"{slug(name)}-{self.seed}-{self._inputs}-{code}.npz"
         self.path = run.folder / "checkpoints" / file
         run._remember(model, self)
 
@@ -657,7 +657,7 @@ class Training:
             )
             print(f"{before}: {self.path}", flush=True)
             return
-        others = self.path.parent.glob(f"{_slug(self.name)}-{self.seed}-{self._inputs}-*.npz")
+        others = self.path.parent.glob(f"{slug(self.name)}-{self.seed}-{self._inputs}-*.npz")
         if any(others):
             changed = "the code, or a library's version, has changed since"
             print(f"{self.name}: {changed}; training anew", flush=True)
@@ -668,7 +668,7 @@ class Training:
         self._write(self.path, parts)
 
     def weights_path(self, folder):
-        return folder / "weights" / f"{_slug(self.name)}-{self.seed}.npz"
+        return folder / "weights" / f"{slug(self.name)}-{self.seed}.npz"
 
     def save_weights(self, folder, model):
         """Writes what inference needs: the weights and BatchNorm's statistics."""
@@ -719,9 +719,9 @@ class Training:
             setattr(self, key, record[key])
 
 
-def _slug(name):
+def slug(name):
     """A name as part of a file's name."""
-    return name.replace(",", "").replace(" ", "_")
+    return name.replace(",", "").replace(" %", "").replace(" ", "_")
 
 
 def _leaves(module):
@@ -764,7 +764,7 @@ def load_network(folder, name, network, seed=None):
     Raises UserError if there is none, or one of another shape.
     """
     folder = utils.at_home(folder, "folder")
-    files = (folder / "weights").glob(f"{_slug(name)}-{'*' if seed is None else seed}.npz")
+    files = (folder / "weights").glob(f"{slug(name)}-{'*' if seed is None else seed}.npz")
     files = sorted(files, key=os.path.getmtime)
     known = ", ".join(sorted(path.stem for path in (folder / "weights").glob("*.npz")))
     require(files, f"{folder}: has no weights of {name!r}; it has {known or 'none'}")

@@ -96,6 +96,8 @@ def shifted_sum(images, kernel, padding, strides=(1, 1)):
 def max_pool(x):
     """The same as `nnx.max_pool(x, (2, 2), (2, 2))` of finite [B, H, W, C], and its gradient, which
     is slow on the CPU when XLA derives it."""
+    if not isinstance(x.shape[0], int):  # an export leaves it open, and knows pooling by its name
+        return nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2))
     batch, height, width, channels = x.shape
     h, w = height // 2, width // 2  # an odd last row or column has no partner
     x = x[:, : 2 * h, : 2 * w].reshape(batch, h, 2, w, 2, channels)
