@@ -2,8 +2,8 @@
 # requires-python = ">=3.11"
 # dependencies = ["jax>=0.10.2,<0.12", "flax>=0.12.8,<0.13", "optax>=0.2.8,<0.3",
 #   "qwix>=0.1.8,<0.2", "numpy>=2.2,<3", "tqdm>=4.66,<5", "tyro>=1.0.8,<2", "typeguard>=4,<5",
-#   "filelock>=3.20,<5", "matplotlib>=3.9,<4", "scipy>=1.14,<2", "scikit-learn>=1.6,<2", "importlib_resources>=6,<8",
-#   "tensorflow-datasets>=4.9.10,<5"]
+#   "filelock>=3.20,<5", "matplotlib>=3.9,<4", "scipy>=1.14,<2", "scikit-learn>=1.6,<2",
+#   "importlib_resources>=6,<8", "tensorflow-datasets>=4.9.10,<5"]
 # ///
 """A student is made to be shipped: how small does it get, and does the teacher help it there?
 
@@ -285,8 +285,8 @@ stay_pruned = optax.stateless_with_tree_map(
 
 
 # %% Quantisation
-# int8 has 255 values from −127 to 127. A weight w is kept as the integer round(w / s), with one
-# scale s for each output channel, s = max|w| / 127; activations likewise, with one scale for each
+# int8 is the integers from −128 to 127. A weight w is kept as the integer next to w / s, with one
+# scale s for each output channel, s = max|w| / 127.5; activations likewise, with one scale for each
 # image. Post-training quantisation rounds once, at the end. Quantisation-aware training rounds in
 # every step's forward pass, while the gradient passes through the rounding as if it were not there,
 # so that the weights learn to bear it (Jacob et al., 2018). qwix does both to a Flax network.
@@ -462,7 +462,13 @@ def export_stablehlo(network, image_shape):
     """A network as the bytes of a StableHLO file, for batches of any size."""
     [batch] = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-    return jax.export.export(jax.jit(to_function(network)))(images).serialize()
+    # Without the places in the code: they are of no use, and name folders of this computer.
+    limit = jax.config.jax_traceback_in_locations_limit
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+    try:
+        return bytes(jax.export.export(jax.jit(to_function(network)))(images).serialize())
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def load_stablehlo(content):
@@ -476,11 +482,13 @@ def export_onnx(network, image_shape):
     from jax2onnx import to_onnx
 
     logging.disable(logging.WARNING)  # of what it makes of BatchNorm, which is right
-    model = to_onnx(
-        to_function(network), [("batch", *image_shape)],
-        input_names=["images"], output_names=["logits"], model_name="network",
-    )  # fmt: skip
-    logging.disable(logging.NOTSET)
+    try:
+        model = to_onnx(
+            to_function(network), [("batch", *image_shape)],
+            input_names=["images"], output_names=["logits"], model_name="network",
+        )  # fmt: skip
+    finally:
+        logging.disable(logging.NOTSET)
     del model.graph.value_info[:]  # shapes in between, some of them wrong; runtimes find their own
     return model.SerializeToString()
 
@@ -795,14 +803,22 @@ def path_of_export(folder, name, seed, kind):
 
 # %% Figure, table and summary
 
-MARKERS = {"float32": "o", "sparse": "s", "int8": "^", "sparse int8": "*"}
+MARKERS = {
+    "int8 after training": "v",
+    "int8 in training": "^",
+    "sparse int8": "*",
+    "sparse": "s",
+    "float32": "o",
+}
 COLOURS = plots.COLOURS | {"distilled, labels alone": "tab:green"}
 
 
 def kind_of(name):
     """How a network was compressed, by its name: a key of MARKERS."""
-    words = [word for word in ("sparse", "int8") if word in name]
-    return " ".join(words) or "float32"
+    for kind in MARKERS:
+        if kind in name:
+            return kind
+    return "float32"
 
 
 def owner_of(name):
@@ -823,6 +839,10 @@ def draw(run, names):
         look = {"marker": MARKERS[kind_of(name)], "color": COLOURS[owner_of(name)]}
         axes.plot([kilobytes] * len(errors), errors, linestyle="", alpha=0.3, **look)
         axes.plot(kilobytes, errors.mean(), linestyle="", markersize=9, **look)
+        if "sparse" in name and owner_of(name) == "distilled":
+            share = name.removeprefix("distilled, ").split(" sparse")[0]
+            place = (kilobytes, errors.mean())
+            axes.annotate(share, place, (0, -12), textcoords="offset points", ha="center", va="top")
 
     for owner in dict.fromkeys(map(owner_of, names)):
         axes.plot([], [], "o", color=COLOURS[owner], label=owner)
@@ -875,7 +895,7 @@ def print_files(run, names):
             print(line)
 
 
-def summarise(run, names):
+def summarise_compression(run, names):
     """The summary's lines: what each compression costs, what the teacher saves, and the files."""
     lines = {}
     for name in names:
@@ -948,7 +968,7 @@ def main(config):
 
     names = list(dict.fromkeys(row["name"] for row in run.rows))
     print_files(run, names)
-    return run.finish(draw(run, names), summarise(run, names))
+    return run.finish(draw(run, names), summarise_compression(run, names))
 
 
 if __name__ == "__main__":
