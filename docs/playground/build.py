@@ -1,0 +1,255 @@
+"""Builds the page to play with: a folder of static files that needs no network.
+
+    python docs/playground/build.py                   # writes docs/playground/dist
+    python docs/playground/build.py --output FOLDER
+    python -m http.server --bind 127.0.0.1 -d docs/playground/dist 8000
+
+Needs Node with npm, which fetches what package-lock.json pins. The networks are those of
+docs/playground/models, the numbers those of docs/results/deploy.json; script 23 makes both.
+"""
+
+import argparse
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PLAYGROUND = Path(__file__).resolve().parent
+ROOT = PLAYGROUND.parent.parent
+MODELS = PLAYGROUND / "models"
+RESULTS = ROOT / "docs" / "results" / "deploy.json"
+
+PAGE = [
+    "index.html",
+    "style.css",
+    "icon.svg",
+    *sorted(path.name for path in PLAYGROUND.glob("*.js")),
+]
+# Of onnxruntime-web's many variants: the one for WebAssembly alone.
+RUNTIME = ["ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"]
+
+# The networks that answer: file in models/, name on the page, name of their row in the results.
+NETWORKS = [
+    ("teacher", "Teacher", "teacher"),
+    ("student", "Student", "distilled"),
+    ("shipped", "Shipped student", "distilled, 80 % sparse int8"),
+]
+# The scripts that train the networks which are not compressed. All others are of the last one.
+SCRIPTS = {
+    "teacher": "13_teacher_training.py",
+    "baseline": "14_student_baseline.py",
+    "distilled": "15_knowledge_distillation.py",
+}
+COMPRESSION_SCRIPT = "23_compress_and_deploy.py"
+
+
+class BuildError(Exception):
+    """What is missing, and what to do about it, in one line."""
+
+
+# %% What the page shows
+
+
+def read_results():
+    """What docs/results/deploy.json holds: "commands", and "runs", the reports of script 23."""
+    if not RESULTS.is_file():
+        raise BuildError(
+            f"{RESULTS} is missing: measure it first, with python docs/measure.py deploy"
+        )
+    try:
+        results = json.loads(RESULTS.read_text())
+    except ValueError as error:
+        raise BuildError(f"{RESULTS} is no JSON file: measure it again") from error
+    if not isinstance(results, dict) or not results.get("runs"):
+        raise BuildError(f"{RESULTS} holds no runs of script 23: measure it again")
+    return results
+
+
+def read_model(key):
+    """The bytes of an exported network."""
+    path = MODELS / f"{key}.onnx"
+    if not path.is_file():
+        raise BuildError(f"{path} is missing: copy it from the exports of a run of script 23")
+    return path.read_bytes()
+
+
+def rows_by_name(reports):
+    """The rows of all runs: {name: rows, one a seed}."""
+    rows = {}
+    for report in reports:
+        for row in report["results"]:
+            rows.setdefault(row["name"], []).append(row)
+    return rows
+
+
+def first_file(rows):
+    """What the results say of the ONNX file of the first seed that has one, or None."""
+    for row in rows:
+        if "onnx" in row.get("files", {}):
+            return row["files"]["onnx"]
+    return None
+
+
+def describe_network(key, name, row_name, rows, content):
+    """What the first panel says of a network that answers."""
+    if row_name not in rows:
+        raise BuildError(f"{RESULTS} has no row {row_name!r}: measure it again")
+    file = first_file(rows[row_name])
+    row = rows[row_name][0]
+    return {
+        "key": key,
+        "name": name,
+        "model": f"models/{key}.onnx",
+        "params": row["params"],
+        "bytes": len(content),
+        "gzip_bytes": len(gzip.compress(content, mtime=0)),
+        "test_accuracy": file["accuracy"] if file else row["test_accuracy"],
+    }
+
+
+def kind_of(name):
+    """Which colour a network has on the page, by the name of its row."""
+    [*_, (_, _, shipped)] = NETWORKS
+    if name == shipped:
+        return "shipped"
+    if name.endswith((", labels alone", ", without teacher")):
+        return "alone"
+    for kind in SCRIPTS:
+        if name.startswith(kind):
+            return kind
+    raise BuildError(f"{RESULTS} has a row of an unknown kind: {name!r}")
+
+
+def describe_point(name, rows):
+    """What the third panel says of a network: the mean accuracy of its seeds, the first one's size."""
+    file = first_file(rows)
+    return {
+        "name": name,
+        "key": kind_of(name),
+        "seeds": len(rows),
+        "test_accuracy": sum(row["test_accuracy"] for row in rows) / len(rows),
+        "bytes": file["bytes"] if file else None,
+        "gzip_bytes": file["gzip_bytes"] if file else None,
+        "script": f"scripts/{SCRIPTS.get(name, COMPRESSION_SCRIPT)}.txt",
+    }
+
+
+def mark_doubtful(samples):
+    """The samples, and of each digit's the one that the teacher is less sure of as `doubtful`."""
+
+    def lead(sample):
+        # How far the largest logit is from the second: small where the teacher is unsure.
+        second, first = sorted(sample["teacher_logits"])[-2:]
+        return first - second
+
+    marked = []
+    for sample in sorted(samples, key=lambda sample: (sample["label"], -lead(sample))):
+        others = [other for other in samples if other["label"] == sample["label"]]
+        is_doubtful = len(others) > 1 and sample is min(others, key=lead)
+        marked.append({**sample, "doubtful": is_doubtful})
+    return marked
+
+
+def describe_all(results, models):
+    """What data.json holds. `models` are the exported networks, {key: bytes}."""
+    reports = results["runs"]
+    rows = rows_by_name(reports)
+    samples = next((report["samples"] for report in reports if report.get("samples")), None)
+    if samples is None:
+        raise BuildError(f"{RESULTS} has no samples: measure it again")
+    networks = [describe_network(*about, rows, models[about[0]]) for about in NETWORKS]
+    return {
+        "networks": networks,
+        "frontier": [describe_point(name, rows[name]) for name in rows],
+        "samples": mark_doubtful(samples),
+        "test_images": reports[0]["dataset"]["test"],
+        "commands": results.get("commands", []),
+    }
+
+
+# %% Files
+
+
+def fetch_packages():
+    """Installs in node_modules what package-lock.json pins. Returns its folder."""
+    npm = shutil.which("npm")
+    if npm is None or shutil.which("node") is None:
+        raise BuildError("npm is missing: install Node, for example with apt-get install npm")
+    done = subprocess.run([npm, "ci"], cwd=PLAYGROUND, capture_output=True, text=True)
+    if done.returncode != 0:
+        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
+        raise BuildError(f"npm ci in {PLAYGROUND} failed, is there a network? {lines[0]}")
+    return PLAYGROUND / "node_modules"
+
+
+def write_page(folder, data, models, packages):
+    """Writes all files of the page into an empty folder."""
+    for name in PAGE:
+        shutil.copy(PLAYGROUND / name, folder)
+
+    (folder / "onnxruntime").mkdir()
+    for name in RUNTIME:
+        shutil.copy(packages / "onnxruntime-web" / "dist" / name, folder / "onnxruntime")
+
+    (folder / "models").mkdir()
+    for key, content in models.items():
+        (folder / "models" / f"{key}.onnx").write_bytes(content)
+
+    # As text, so that every server has a browser show them.
+    (folder / "scripts").mkdir()
+    for name in (*SCRIPTS.values(), COMPRESSION_SCRIPT):
+        script = ROOT / "examples" / name
+        if not script.is_file():
+            raise BuildError(f"{script} is missing: the page links to it")
+        shutil.copy(script, folder / "scripts" / f"{name}.txt")
+
+    (folder / "data.json").write_text(json.dumps(data, ensure_ascii=False))
+
+
+def check_output(output):
+    """Raises BuildError if a folder holds anything but an earlier build."""
+    if not output.exists():
+        return
+    is_earlier_build = (output / "data.json").is_file() and (output / "onnxruntime").is_dir()
+    is_empty = output.is_dir() and not any(output.iterdir())
+    if not is_earlier_build and not is_empty:
+        raise BuildError(f"--output {output} holds other files: name a new or an empty folder")
+
+
+def build(output):
+    """Writes the page into the folder `output`, whole or not at all."""
+    check_output(output)
+    results = read_results()
+    models = {key: read_model(key) for key, _, _ in NETWORKS}
+    data = describe_all(results, models)
+    packages = fetch_packages()
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the output, so that it is moved there in one step.
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".building-") as temporary:
+        fresh = Path(temporary) / "fresh"
+        fresh.mkdir()
+        write_page(fresh, data, models, packages)
+        if output.exists():
+            output.rename(Path(temporary) / "old")
+        fresh.rename(output)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, default=PLAYGROUND / "dist", help="folder to write")
+    output = parser.parse_args().output.resolve()
+    try:
+        build(output)
+    except (BuildError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    print(f"{output} is built. Look at it on localhost:")
+    print(f"python -m http.server --bind 127.0.0.1 -d {output} 8000")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+// The networks: ONNX files, run by onnxruntime-web in WebAssembly, in this thread.
+//
+// One thread is enough for networks this small, and the page needs no special headers then.
+
+import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
+
+ort.env.wasm.numThreads = 1;
+ort.env.wasm.wasmPaths = {
+  wasm: new URL("./onnxruntime/ort-wasm-simd-threaded.wasm", import.meta.url).href,
+};
+
+/** Answers that the stated latency is the median of. */
+const REMEMBERED = 20;
+/** Answers that come before, and are not counted: the first ones are slow. */
+const WARM_UP = 5;
+
+/** A network that answers images with logits, and remembers how long its answers took. */
+export class Network {
+  constructor(session) {
+    this.session = session;
+    this.milliseconds = [];
+  }
+
+  /** Fetches an ONNX file and makes it ready to answer. Throws an Error that names the file. */
+  static async load(url) {
+    const file = await fetchFile(url);
+    const session = await ort.InferenceSession.create(await file.arrayBuffer(), {
+      executionProviders: ["wasm"],
+    });
+    const network = new Network(session);
+    for (let k = 0; k < WARM_UP; k += 1) {
+      await network.predict(new Float32Array(28 * 28), 1);
+    }
+    return network;
+  }
+
+  /**
+   * @param {Float32Array} images - count × 28 × 28 values from 0 to 1
+   * @param {number} count - images
+   * @returns {Promise<Float32Array>} logits, count × 10
+   */
+  async predict(images, count) {
+    const [input] = this.session.inputNames;
+    const [output] = this.session.outputNames;
+    const tensor = new ort.Tensor("float32", images, [count, 28, 28, 1]);
+    const results = await this.session.run({ [input]: tensor });
+    return results[output].data;
+  }
+
+  /** The logits of one image, 28 × 28 values. Takes down how long they took. */
+  async answer(image) {
+    const start = performance.now();
+    const logits = await this.predict(image, 1);
+    this.milliseconds.push(performance.now() - start);
+    this.milliseconds = this.milliseconds.slice(-REMEMBERED);
+    return logits;
+  }
+
+  /** The median of the last answers' latencies in milliseconds; null before the first answer. */
+  latency() {
+    if (this.milliseconds.length === 0) {
+      return null;
+    }
+    const sorted = [...this.milliseconds].sort((a, b) => a - b);
+    const middle = sorted.length / 2;
+    return (sorted[Math.floor(middle)] + sorted[Math.ceil(middle) - 1]) / 2;
+  }
+}
+
+/** Fetches a file of the page's own. Throws an Error that names it where there is none. */
+export async function fetchFile(url) {
+  let response;
+  try {
+    response = await fetch(url);
+  } catch {
+    throw new Error(`${url}: no answer from the server`);
+  }
+  if (!response.ok) {
+    throw new Error(`${url}: the server says ${response.status}`);
+  }
+  return response;
+}

@@ -1,0 +1,187 @@
+// The first panel: a drawn digit, and what the networks answer.
+
+import { Board, SIZE, showImage } from "./board.js";
+import { FIELD, normaliseDigit } from "./digit.js";
+import { argmax, softmax } from "./loss.js";
+import { Network } from "./models.js";
+import {
+  byId,
+  bytesInWords,
+  countInWords,
+  element,
+  percentInWords,
+  roundPercent,
+  temperatureSlider,
+} from "./page.js";
+import { probabilityCells, showProbabilities } from "./probabilities.js";
+
+/**
+ * Starts the panel. Answers come once the networks are loaded.
+ *
+ * @param {object} data - what data.json holds
+ * @param {object[]} samples - test images, with pixels, label and doubtful
+ * @returns {() => Promise<void>} loads the networks, the smallest first
+ */
+export function startDrawing(data, samples) {
+  const columns = data.networks.map(makeColumn);
+  fillTable(columns);
+
+  const temperature = temperatureSlider(
+    byId("draw-temperature"),
+    byId("draw-temperature-value"),
+    1,
+    () => columns.forEach(showColumn),
+  );
+  byId("draw-temperature").addEventListener("change", announce);
+
+  function showColumn(column) {
+    const probabilities = column.logits && softmax(column.logits, temperature());
+    showProbabilities(column.cells, probabilities);
+    const latency = column.network?.latency() ?? null;
+    column.answer.textContent = probabilities ? argmax(probabilities) : "–";
+    column.latency.textContent = latency === null ? "–" : millisecondsInWords(latency);
+  }
+
+  /** Says all answers in words. A screen reader reads them out. */
+  function announce() {
+    const sentences = [];
+    for (const { about, logits } of columns) {
+      if (logits) {
+        const probabilities = softmax(logits, temperature());
+        const digit = argmax(probabilities);
+        sentences.push(`${about.name}: ${digit}, ${roundPercent(probabilities[digit])}.`);
+      }
+    }
+    const otherwise = hasInk ? "The networks are still loading." : "Draw a digit.";
+    byId("answer").textContent = sentences.join(" ") || otherwise;
+  }
+
+  // One round of answers at a time. Ink that comes meanwhile is answered in the next round, and
+  // only the newest of it.
+  let isStale = false;
+  let isRunning = false;
+  let isStrokeOver = false;
+  let hasInk = false;
+
+  async function update() {
+    isStale = true;
+    if (isRunning) {
+      return;
+    }
+    isRunning = true;
+    while (isStale) {
+      isStale = false;
+      await answerOnce();
+      await nextFrame();
+    }
+    isRunning = false;
+    if (isStrokeOver) {
+      isStrokeOver = false;
+      announce();
+    }
+  }
+
+  async function answerOnce() {
+    const image = normaliseDigit(board.ink(), SIZE, SIZE);
+    hasInk = image !== null;
+    showPreview(image);
+    for (const column of columns) {
+      // Networks that are not loaded yet answer later.
+      const canAnswer = hasInk && column.network !== null;
+      column.logits = canAnswer ? await column.network.answer(image) : null;
+      showColumn(column);
+    }
+  }
+
+  const board = new Board(byId("board"), byId("pen"), {
+    onInk: update,
+    onStrokeEnd: () => {
+      isStrokeOver = true;
+      update();
+    },
+    onPen: (text) => {
+      byId("answer").textContent = text;
+    },
+  });
+  byId("clear").addEventListener("click", () => board.clear());
+  for (const sample of samples) {
+    byId("samples").append(sampleButton(sample, board));
+  }
+
+  return async () => {
+    const fromSmall = [...columns].sort((a, b) => a.about.bytes - b.about.bytes);
+    for (const column of fromSmall) {
+      column.network = await Network.load(column.about.model);
+      isStrokeOver = true;
+      update();
+    }
+  };
+}
+
+/** What the page keeps of one network: what is known about it, and the cells that show it. */
+function makeColumn(about) {
+  return {
+    about,
+    network: null,
+    logits: null,
+    cells: probabilityCells(about.key),
+    answer: element("td", { class: "digit" }, "–"),
+    latency: element("td", {}, "–"),
+  };
+}
+
+function fillTable(columns) {
+  for (const { about } of columns) {
+    const key = element("span", { class: `key ${about.key}` });
+    byId("network-names").append(element("th", { scope: "col" }, key, about.name));
+  }
+  for (let digit = 0; digit < 10; digit += 1) {
+    const cells = columns.map((column) => column.cells[digit]);
+    byId("probabilities").append(row(digit, cells));
+  }
+  const texts = (say) => columns.map(({ about }) => element("td", {}, say(about)));
+  byId("costs").append(
+    row("Answer", columns.map((column) => column.answer)),
+    row("Time", columns.map((column) => column.latency)),
+    row("Size", texts((about) => bytesInWords(about.bytes))),
+    row("Packed", texts((about) => bytesInWords(about.gzip_bytes))),
+    row("Weights", texts((about) => countInWords(about.params))),
+    row("Errors", texts((about) => percentInWords(1 - about.test_accuracy))),
+  );
+}
+
+function row(heading, cells) {
+  return element("tr", {}, element("th", { scope: "row" }, String(heading)), ...cells);
+}
+
+function showPreview(image) {
+  const pixels = new Uint8Array(FIELD * FIELD);
+  if (image !== null) {
+    image.forEach((value, k) => {
+      pixels[k] = Math.round(255 * value);
+    });
+  }
+  showImage(byId("preview"), pixels);
+}
+
+function sampleButton(sample, board) {
+  const doubtful = sample.doubtful ? "doubtful " : "";
+  const name = `Draw test image: a ${doubtful}${sample.label}`;
+  const button = element("button", { type: "button", "aria-label": name, title: name });
+  const picture = element("canvas");
+  showImage(picture, sample.pixels);
+  button.append(picture);
+  button.addEventListener("click", () => board.paint(sample.pixels));
+  return button;
+}
+
+/** Browsers measure time in steps, of 0.1 ms or so: what takes less may seem to take none. */
+function millisecondsInWords(milliseconds) {
+  return milliseconds < 0.1 ? "< 0.1 ms" : `${milliseconds.toFixed(1)} ms`;
+}
+
+function nextFrame() {
+  return new Promise((resolve) => {
+    requestAnimationFrame(resolve);
+  });
+}
