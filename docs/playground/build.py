@@ -102,7 +102,6 @@ def describe_network(key, name, row_name, rows, content):
     return {
         "key": key,
         "name": name,
-        "model": f"models/{key}.onnx",
         "params": row["params"],
         "bytes": len(content),
         "gzip_bytes": len(gzip.compress(content, mtime=0)),

@@ -1,6 +1,6 @@
-// Starts the page: fetches the data, starts the three panels, then loads the networks.
+// Starts the page: begins to load the networks, fetches the data, starts the three panels.
 
-import { fetchFile } from "./models.js";
+import { fetchFile, loadNetworks } from "./models.js";
 import { byId } from "./page.js";
 import { startDrawing } from "./panel_draw.js";
 import { startFrontier } from "./panel_frontier.js";
@@ -8,13 +8,14 @@ import { startLoss } from "./panel_loss.js";
 
 async function main() {
   const status = byId("status");
+  const networks = loadNetworks(["shipped", "student", "teacher"]); // small ones answer first
   try {
     const data = await (await fetchFile("data.json")).json();
     const samples = data.samples.map(decodeSample);
-    const loadNetworks = startDrawing(data, samples);
+    startDrawing(data, samples, networks);
     startLoss(samples);
     startFrontier(data);
-    await loadNetworks();
+    await Promise.all(networks.values());
     status.textContent = "The networks are ready.";
   } catch (error) {
     status.classList.add("error");

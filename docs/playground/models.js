@@ -67,6 +67,24 @@ export class Network {
   }
 }
 
+/**
+ * Begins to load networks, one after another.
+ *
+ * @param {string[]} keys - such as ["student", "teacher"], for models/student.onnx, then the next
+ * @returns {Map<string, Promise<Network>>} by key. Where one fails, so do those after it.
+ */
+export function loadNetworks(keys) {
+  const networks = new Map();
+  let previous = Promise.resolve();
+  for (const key of keys) {
+    const network = previous.then(() => Network.load(`models/${key}.onnx`));
+    network.catch(() => {}); // whoever waits for it says so
+    networks.set(key, network);
+    previous = network;
+  }
+  return networks;
+}
+
 /** Fetches a file of the page's own. Throws an Error that names it where there is none. */
 export async function fetchFile(url) {
   let response;

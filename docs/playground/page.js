@@ -28,29 +28,37 @@ export function byId(id) {
   return document.getElementById(id);
 }
 
+const SPACE = "\u00a0"; // keeps a number and its unit in one line
+
 /** 3795493 → "3.80 MB"; 62122 → "62.1 kB". */
 export function bytesInWords(bytes) {
   if (bytes >= 1e6) {
-    return `${(bytes / 1e6).toFixed(2)} MB`;
+    return `${(bytes / 1e6).toFixed(2)}${SPACE}MB`;
   }
-  return `${(bytes / 1e3).toPrecision(3)} kB`;
+  return `${(bytes / 1e3).toPrecision(3)}${SPACE}kB`;
 }
 
 /** 0.98765 → "98.8 %". What rounds to nothing, or to all, is said to be less. */
 export function percentInWords(share) {
   const percent = 100 * share;
   if (percent > 0 && percent < 0.05) {
-    return "< 0.1 %";
+    return `<${SPACE}0.1${SPACE}%`;
   }
   if (percent < 100 && percent > 99.95) {
-    return "> 99.9 %";
+    return `>${SPACE}99.9${SPACE}%`;
   }
-  return `${percent.toFixed(1)} %`;
+  return `${percent.toFixed(1)}${SPACE}%`;
 }
 
 /** 0.98765 → "99 %": for what is read aloud. */
 export function roundPercent(share) {
-  return `${Math.round(100 * share)} %`;
+  const percent = Math.round(100 * share);
+  return percent === 100 && share < 1 ? `over 99${SPACE}%` : `${percent}${SPACE}%`;
+}
+
+/** An accuracy from 0 to 1 as errors: 0.9917 → "0.83 %". */
+export function errorsInWords(accuracy) {
+  return `${(100 * (1 - accuracy)).toFixed(2)}${SPACE}%`;
 }
 
 /** 56714 → "56,714". */
@@ -61,7 +69,7 @@ export function countInWords(count) {
 /** 0.0012345 → "0.00123". What is tiny is said to be less. */
 export function numberInWords(value) {
   if (value > 0 && value < 1e-4) {
-    return "< 0.0001";
+    return `<${SPACE}0.0001`;
   }
   return String(Number(value.toPrecision(3)));
 }

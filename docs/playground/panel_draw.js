@@ -3,26 +3,25 @@
 import { Board, SIZE, showImage } from "./board.js";
 import { FIELD, normaliseDigit } from "./digit.js";
 import { argmax, softmax } from "./loss.js";
-import { Network } from "./models.js";
 import {
   byId,
   bytesInWords,
   countInWords,
   element,
-  percentInWords,
+  errorsInWords,
   roundPercent,
   temperatureSlider,
 } from "./page.js";
 import { probabilityCells, showProbabilities } from "./probabilities.js";
 
 /**
- * Starts the panel. Answers come once the networks are loaded.
+ * Starts the panel. Each network answers as soon as it is loaded.
  *
  * @param {object} data - what data.json holds
  * @param {object[]} samples - test images, with pixels, label and doubtful
- * @returns {() => Promise<void>} loads the networks, the smallest first
+ * @param {Map<string, Promise<Network>>} networks - by their keys in data.networks
  */
-export function startDrawing(data, samples) {
+export function startDrawing(data, samples, networks) {
   const columns = data.networks.map(makeColumn);
   fillTable(columns);
 
@@ -108,17 +107,17 @@ export function startDrawing(data, samples) {
     byId("samples").append(sampleButton(sample, board));
   }
 
-  return async () => {
-    const fromSmall = [...columns].sort((a, b) => a.about.bytes - b.about.bytes);
-    for (const column of fromSmall) {
-      column.network = await Network.load(column.about.model);
+  for (const column of columns) {
+    const loaded = networks.get(column.about.key).then((network) => {
+      column.network = network;
       isStrokeOver = true;
       update();
-    }
-  };
+    });
+    loaded.catch(() => {}); // main.js says what failed
+  }
 }
 
-/** What the page keeps of one network: what is known about it, and the cells that show it. */
+/** What the page keeps of one network: what is known about it, its last answer, its cells. */
 function makeColumn(about) {
   return {
     about,
@@ -140,13 +139,13 @@ function fillTable(columns) {
     byId("probabilities").append(row(digit, cells));
   }
   const texts = (say) => columns.map(({ about }) => element("td", {}, say(about)));
+  byId("digits").append(row("Answer", columns.map((column) => column.answer)));
   byId("costs").append(
-    row("Answer", columns.map((column) => column.answer)),
     row("Time", columns.map((column) => column.latency)),
     row("Size", texts((about) => bytesInWords(about.bytes))),
     row("Packed", texts((about) => bytesInWords(about.gzip_bytes))),
-    row("Weights", texts((about) => countInWords(about.params))),
-    row("Errors", texts((about) => percentInWords(1 - about.test_accuracy))),
+    row("Parameters", texts((about) => countInWords(about.params))),
+    row("Test errors", texts((about) => errorsInWords(about.test_accuracy))),
   );
 }
 

@@ -1,6 +1,6 @@
 // The third panel: size and errors of every network, as a chart of links and as a table.
 
-import { byId, bytesInWords, countInWords, element, percentInWords, svgElement } from "./page.js";
+import { byId, bytesInWords, countInWords, element, errorsInWords, svgElement } from "./page.js";
 
 const HEIGHT = 420;
 const MARGIN = { left: 56, right: 16, top: 16, bottom: 48 };
@@ -34,10 +34,6 @@ function errorsOf(network) {
   return 1 - network.test_accuracy;
 }
 
-function errorsInWords(network) {
-  return `${(100 * errorsOf(network)).toFixed(2)} %`;
-}
-
 function tableRow(network) {
   const key = element("span", { class: `key ${network.key}` });
   const link = element("a", { href: network.script }, network.name);
@@ -46,7 +42,7 @@ function tableRow(network) {
     "tr",
     {},
     element("th", { scope: "row" }, key, link),
-    element("td", {}, element("data", { value: errorsOf(network) }, errorsInWords(network))),
+    element("td", {}, element("data", { value: errorsOf(network) }, errorsInWords(network.test_accuracy))),
     element("td", {}, size(network.bytes)),
     element("td", {}, size(network.gzip_bytes)),
     element("td", {}, String(network.seeds)),
@@ -57,8 +53,13 @@ function tableRow(network) {
 function drawFrontier(place, networks, size) {
   const points = networks.filter((network) => network[size] !== null);
   const width = Math.max(280, place.clientWidth);
-  const x = logScale(points.map((point) => point[size]), MARGIN.left, width - MARGIN.right);
-  const y = logScale(points.map(errorsOf), HEIGHT - MARGIN.bottom, MARGIN.top);
+  const xDigits = width < 560 ? [1] : [1, 2, 5];
+  const x = logScale(points.map((point) => point[size]), MARGIN.left, width - MARGIN.right, xDigits);
+  const errors = points.map(errorsOf);
+  // The fewer powers of ten there are, the more lines.
+  const isShort = Math.max(...errors) < 5 * Math.min(...errors);
+  const yDigits = isShort ? [1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9] : [1, 2, 5];
+  const y = logScale(errors, HEIGHT - MARGIN.bottom, MARGIN.top, yDigits);
 
   const svg = svgElement("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "group" });
   svg.setAttribute("aria-label", "Networks by size and errors. The table below has the same data.");
@@ -70,12 +71,12 @@ function drawFrontier(place, networks, size) {
         tickInWords(bytes)),
     );
   }
-  for (const errors of y.ticks) {
-    const place = y(errors);
+  for (const tick of y.ticks) {
+    const place = y(tick);
     svg.append(
       svgElement("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: place, y2: place }),
       svgElement("text", { x: MARGIN.left - 6, y: place + 4, "text-anchor": "end" },
-        `${Number((100 * errors).toPrecision(2))} %`),
+        `${Number((100 * tick).toPrecision(2))} %`),
     );
   }
   const middle = (MARGIN.left + width) / 2;
@@ -89,14 +90,17 @@ function drawFrontier(place, networks, size) {
 }
 
 function dotLink({ point, x, y }, label, size) {
-  const text = `${point.name}: ${errorsInWords(point)} errors, ${bytesInWords(point[size])}`;
+  const text = `${point.name}: ${errorsInWords(point.test_accuracy)} errors, ${bytesInWords(point[size])}`;
   const link = svgElement("a", { href: point.script, "aria-label": text, class: point.key });
-  link.append(svgElement("title", {}, text), marker(point.key, x, y));
+  link.append(svgElement("title", {}, text));
   if (label) {
+    const near = label.x > x ? label.x - 2 : Math.min(x, label.x + label.length);
     link.append(
+      svgElement("line", { class: "leader", x1: x, y1: y, x2: near, y2: label.y - 4 }),
       svgElement("text", { x: label.x, y: label.y, "aria-hidden": "true" }, point.name),
     );
   }
+  link.append(marker(point.key, x, y));
   return link;
 }
 
@@ -122,48 +126,59 @@ function marker(key, x, y) {
  */
 function placeLabels(dots, width) {
   const taken = dots.map((dot) => ({ left: dot.x - 9, right: dot.x + 9, top: dot.y - 9, bottom: dot.y + 9 }));
-  return dots.map((dot) => {
-    const length = dot.point.name.length * LETTER;
-    const offsets = [
-      { x: 13, y: 5 },
-      { x: -13 - length, y: 5 },
-      { x: 10, y: -11 },
-      { x: 10, y: 21 },
-      { x: -10 - length, y: -11 },
-      { x: -10 - length, y: 21 },
-      { x: -length / 2, y: -14 },
-      { x: -length / 2, y: 24 },
-    ];
-    for (const offset of offsets) {
-      const label = { x: dot.x + offset.x, y: dot.y + offset.y };
-      const box = { left: label.x, right: label.x + length, top: label.y - LINE + 3, bottom: label.y + 3 };
-      const isInside =
-        box.left >= MARGIN.left &&
-        box.right <= width &&
-        box.top >= 0 &&
-        box.bottom <= HEIGHT - MARGIN.bottom;
-      if (isInside && !taken.some((other) => overlap(box, other))) {
-        taken.push(box);
-        return label;
-      }
+  // The best known networks choose their places first.
+  const isKnown = ({ point }) => point.key === "shipped" || !point.name.includes(",");
+  const known = dots.filter(isKnown);
+  const others = dots.filter((dot) => !isKnown(dot));
+  const labels = new Map();
+  for (const dot of [...known, ...others]) {
+    labels.set(dot, placeLabel(dot, taken, width));
+  }
+  return dots.map((dot) => labels.get(dot));
+}
+
+/** The first place beside a dot where its name fits, {x, y, length}, or null. Adds it to `taken`. */
+function placeLabel(dot, taken, width) {
+  const length = dot.point.name.length * LETTER;
+  const offsets = [
+    { x: 13, y: 5 },
+    { x: -13 - length, y: 5 },
+    { x: 10, y: -11 },
+    { x: 10, y: 21 },
+    { x: -10 - length, y: -11 },
+    { x: -10 - length, y: 21 },
+    { x: -length / 2, y: -14 },
+    { x: -length / 2, y: 24 },
+  ];
+  for (const offset of offsets) {
+    const label = { x: dot.x + offset.x, y: dot.y + offset.y, length };
+    const box = { left: label.x, right: label.x + length, top: label.y - LINE + 3, bottom: label.y + 3 };
+    const isInside =
+      box.left >= MARGIN.left &&
+      box.right <= width &&
+      box.top >= 0 &&
+      box.bottom <= HEIGHT - MARGIN.bottom;
+    if (isInside && !taken.some((other) => overlap(box, other))) {
+      taken.push(box);
+      return label;
     }
-    return null;
-  });
+  }
+  return null;
 }
 
 function overlap(a, b) {
   return a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
 }
 
-/** A logarithmic scale with some room at both ends; `ticks` are 1, 2 and 5 times powers of ten. */
-function logScale(values, from, to) {
+/** A logarithmic scale with some room at both ends. Its `ticks` are the digits times powers of ten. */
+function logScale(values, from, to, digits) {
   const low = Math.min(...values) / 1.15;
   const high = Math.max(...values) * 1.15;
   const scale = (value) => from + (Math.log(value / low) / Math.log(high / low)) * (to - from);
   scale.ticks = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {
-    for (const first of [1, 2, 5]) {
-      const tick = Number(`${first}e${power}`);
+    for (const digit of digits) {
+      const tick = Number(`${digit}e${power}`);
       if (tick >= low && tick <= high) {
         scale.ticks.push(tick);
       }

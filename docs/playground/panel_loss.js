@@ -115,7 +115,7 @@ function drawNorms(place, studentLogits, teacherLogits, temperature) {
   }
   svg.append(
     svgElement("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" },
-      "temperature T: solid with T², dashed without"),
+      "temperature T"),
     svgElement("line", { class: "now", x1: x(temperature), x2: x(temperature), y1: top, y2: y(0) }),
     svgElement("path", { class: "curve without", d: path(normsWithout) }),
     svgElement("path", { class: "curve", d: path(norms) }),
