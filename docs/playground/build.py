@@ -123,7 +123,7 @@ def kind_of(name):
 
 
 def describe_point(name, rows):
-    """What the third panel says of a network: the mean accuracy of its seeds, the first one's size."""
+    """What the third panel says of a network: its seeds' mean accuracy, the first one's size."""
     file = first_file(rows)
     return {
         "name": name,

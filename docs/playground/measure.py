@@ -3,11 +3,11 @@
     python docs/playground/build.py
     MNIST_DATA_DIR=... python docs/playground/measure.py
 
-`first_answer_s` is the time from opening the page until the first network has answered, and
-`all_answers_s` until the last has, while a test image is painted as soon as there is a button for it
-(medians of five loads). `..._ms` are the medians of answers to a drawn digit. The accuracies are
-those of the student on the first 500 test images: as they are, and painted onto the canvas with
-smoothed edges in several sizes and places, from which the page brings them to MNIST's form.
+A test image is painted as soon as the page has a button for it. `first_answer_s` is the time from
+opening the page until the first network has answered, `all_answers_s` until all have (medians of
+five loads). `..._ms` are the medians of answers to a drawn digit. The accuracies are those of the
+student on the first 500 test images: as they are, and painted onto the canvas with smoothed edges
+in several sizes and places, from which the page brings them to MNIST's form.
 """
 
 import argparse
@@ -30,7 +30,8 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Where the test images are painted: width and height, left, top, in pixels of the canvas.
 PLACES = {"full size": (280, 0, 0), "smaller, in a corner": (180, 96, 4), "half": (140, 5, 130)}
 
-# Paints images [N, 784] onto the canvas, and brings the ink to MNIST's form. Takes and returns bytes.
+# Paints images [N, 784] onto the canvas, and brings the ink to MNIST's form. Takes and returns
+# bytes, in base64.
 PAINT = """async ([base64, size, left, top]) => {
   const { normaliseDigit } = await import("./digit.js");
   const { showImage } = await import("./board.js");
@@ -109,7 +110,8 @@ def to_base64(images):
 
 
 def paint(page, images, place):
-    """What the networks see of images [N, 28, 28, 1] that are painted at a place: the same shape."""
+    """Paints images [N, 28, 28, 1] of bytes at a place. Returns what the networks see of them, in
+    the same shape."""
     content = page.evaluate(PAINT, [to_base64(images), *place])
     return np.frombuffer(base64.b64decode(content), np.uint8).reshape(images.shape)
 
@@ -168,7 +170,7 @@ def measure(folder, test):
         page.goto(address)
         wait_until_ready(page)
         for key, text in zip(("teacher", "student", "shipped"), time_answers(page), strict=True):
-            figures[f"{key}_ms"] = text.removesuffix("ms").strip()
+            figures[f"{key}_ms"] = float(text.split()[-2])  # "0.4 ms" or "< 0.1 ms"
 
         def accuracy(images):
             return float((predict(page, "student", images).argmax(-1) == test.label).mean())

@@ -1,0 +1,605 @@
+"""The page to play with, docs/playground: built once, then used in a real browser without a window.
+
+Without Playwright, a browser, npm, networks or results the browser's tests are skipped, and say so.
+"""
+
+import base64
+import importlib.util
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import utils
+from conftest import EXAMPLES, ROOT, load
+
+PLAYGROUND = ROOT / "docs" / "playground"
+RESULTS = ROOT / "docs" / "results" / "deploy.json"
+NETWORKS = ["teacher", "student", "shipped"]  # the columns of the first panel's table
+SHIPPED = "distilled, 80 % sparse int8"  # its row in the results
+SAMPLE = {"label": 1, "pixels": "", "teacher_logits": [0, 1], "student_logits": [0, 1]}
+
+# Digits as lines on the canvas, which is 280 wide and high: for each stroke, where the pen goes.
+STROKES = {
+    0: [[(140, 45), (95, 75), (80, 140), (95, 205), (140, 235), (185, 205), (200, 140), (185, 75),
+         (140, 45)]],
+    1: [[(145, 40), (135, 240)]],
+    2: [[(85, 85), (105, 50), (150, 42), (185, 70), (180, 115), (130, 175), (85, 230), (200, 228)]],
+    3: [[(85, 60), (130, 42), (180, 65), (172, 110), (125, 132), (180, 155), (190, 200), (145, 236),
+         (85, 220)]],
+    4: [[(95, 45), (80, 150), (200, 145)], [(185, 45), (175, 240)]],
+    5: [[(190, 45), (100, 45), (90, 125), (150, 120), (190, 160), (175, 220), (125, 238),
+         (80, 220)]],
+    7: [[(75, 60), (200, 55), (120, 235)]],
+}  # fmt: skip
+# The 1, and how an arrow key's 17 steps draw it from where the pen starts.
+KEYS_FOR_ONE = [" ", *["ArrowDown"] * 17, " "]
+
+
+measure = load(PLAYGROUND / "measure.py", name="playground_measure")
+
+
+def why_not():
+    """What the browser's tests lack here, or None."""
+    if importlib.util.find_spec("playwright") is None:
+        return "no Playwright: python -m pip install -r docs/playground/requirements.txt"
+    if measure.find_browser() is None:
+        return "no browser: apt-get install chromium"
+    if shutil.which("npm") is None:
+        return "no npm: apt-get install npm"
+    for path in (RESULTS, *(PLAYGROUND / "models" / f"{key}.onnx" for key in NETWORKS)):
+        if not path.is_file():
+            return f"no {path.relative_to(ROOT)}: script 23 makes it"
+    return None
+
+
+def run_build(folder, *flags, **environment):
+    """Runs the build.py that lies in a folder."""
+    command = [sys.executable, str(folder / "build.py"), *map(str, flags)]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+# %% Fixtures
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory):
+    """The built page. One process builds it, all use it."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    folder = shared / "playground"
+    with filelock.FileLock(shared / "playground.lock"):
+        if not folder.exists():
+            done = run_build(PLAYGROUND, "--output", folder)
+            assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def address(dist):
+    with measure.serve(dist) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def browser(dist):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = measure.launch(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, address):
+    """A function that opens the page. At the end no page may have met an error, nor have asked
+    anybody else for anything."""
+    contexts, errors, foreign = [], [], []
+
+    def watch_request(request):
+        if not request.url.startswith((address, "data:", "blob:")):
+            foreign.append(request.url)
+
+    def open_page(ready=True, **settings):
+        context = browser.new_context(**settings)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("request", watch_request)
+        page.goto(address)
+        if ready:
+            measure.wait_until_ready(page)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+    assert foreign == []
+
+
+@pytest.fixture(scope="session")
+def data(dist):
+    """What the page shows."""
+    return json.loads((dist / "data.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def test_images():
+    """The first 500 test images of MNIST."""
+    if "MNIST_DATA_DIR" not in os.environ:
+        pytest.skip("no MNIST: set MNIST_DATA_DIR")
+    return utils.load_data("mnist").test.take(slice(500))
+
+
+# %% What a reader does, and what the page then shows
+
+
+def wait_for_answers(page):
+    """Waits until all three networks have answered in words. Returns the words."""
+    words = page.locator("#answer", has_text=re.compile(r"Teacher: \d.*Shipped student: \d"))
+    words.wait_for()
+    return words.inner_text()
+
+
+def clear(page):
+    page.get_by_role("button", name="Clear").click()
+    page.locator("#answer", has_text="Draw a digit.").wait_for()
+
+
+def draw_with_mouse(page, strokes):
+    area = page.locator("#board").bounding_box()
+    scale = area["width"] / 280
+    for stroke in strokes:
+        places = [(area["x"] + scale * x, area["y"] + scale * y) for x, y in stroke]
+        page.mouse.move(*places[0])
+        page.mouse.down()
+        for place in places[1:]:
+            page.mouse.move(*place, steps=5)
+        page.mouse.up()
+
+
+def draw_with_finger(page, strokes):
+    session = page.context.new_cdp_session(page)
+    area = page.locator("#board").bounding_box()
+    scale = area["width"] / 280
+    for stroke in strokes:
+        kind = "touchStart"
+        for x, y in stroke:
+            place = {"x": area["x"] + scale * x, "y": area["y"] + scale * y}
+            session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [place]})
+            kind = "touchMove"
+        session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+
+def paint_sample(page, sample):
+    clear(page)
+    doubtful = "doubtful " if sample["doubtful"] else ""
+    name = f"Draw test image: a {doubtful}{sample['label']}"
+    page.get_by_role("button", name=name, exact=True).click()
+    return wait_for_answers(page)
+
+
+def shown_digits(page):
+    """The answers of the networks in the table."""
+    return dict(zip(NETWORKS, page.locator("td.digit").all_inner_texts(), strict=True))
+
+
+def shown_numbers(page, selector):
+    """The exact values behind the numbers of a part of the page."""
+    values = page.locator(f"{selector} data").evaluate_all("all => all.map(x => Number(x.value))")
+    return np.array(values)
+
+
+def shown_probabilities(page):
+    """The probabilities in the first panel's table, [digits, networks]."""
+    return shown_numbers(page, "#probabilities").reshape(10, 3)
+
+
+def temperatures(page):
+    """What the sliders of the temperature may be moved to."""
+    return page.evaluate("import('./page.js').then((page) => page.TEMPERATURES)")
+
+
+def move_temperature(page, slider, temperature):
+    page.locator(slider).fill(str(temperatures(page).index(temperature)))
+
+
+def softmax(logits, temperature):
+    return np.array(jax.nn.softmax(jnp.array(logits) / temperature))
+
+
+# %% Drawing
+
+
+@pytest.mark.parametrize("digit", STROKES)
+def test_a_drawn_digit_is_read(open_page, digit):
+    page = open_page()
+    draw_with_mouse(page, STROKES[digit])
+    words = wait_for_answers(page)
+    assert words.count(f": {digit}, ") == 3
+    assert shown_digits(page) == dict.fromkeys(NETWORKS, str(digit))
+
+
+def test_a_digit_is_drawn_by_finger(open_page):
+    page = open_page(has_touch=True, viewport={"width": 360, "height": 700})
+    page.locator("#board").scroll_into_view_if_needed()
+    scrolled = page.evaluate("scrollY")
+    draw_with_finger(page, STROKES[7])
+    wait_for_answers(page)
+    assert set(shown_digits(page).values()) == {"7"}
+    assert page.evaluate("scrollY") == scrolled  # the finger draws and does not scroll
+
+
+def test_a_digit_is_drawn_by_keyboard(open_page):
+    page = open_page()
+    page.locator("#board").focus()
+    for key in KEYS_FOR_ONE:
+        page.keyboard.press(key)
+        if key == " " and "down" not in page.locator("#answer").inner_text():
+            assert page.locator("#pen").is_visible()
+    wait_for_answers(page)
+    assert set(shown_digits(page).values()) == {"1"}
+
+    page.keyboard.press("Delete")
+    page.locator("#answer", has_text="Draw a digit.").wait_for()
+
+
+def test_the_pen_says_when_it_is_down(open_page):
+    page = open_page()
+    page.locator("#board").focus()
+    page.keyboard.press(" ")
+    page.locator("#answer", has_text="Pen down, at column 14 and row 7 of 28.").wait_for()
+
+
+def test_an_empty_canvas_gets_no_answer(open_page):
+    page = open_page()
+    assert page.locator("#answer").inner_text() == "Draw a digit."
+    draw_with_mouse(page, STROKES[1])
+    wait_for_answers(page)
+    clear(page)
+    assert set(shown_digits(page).values()) == {"–"}
+    assert set(page.locator("#probabilities data").all_inner_texts()) == {"–"}
+
+
+def test_a_dot_is_answered(open_page):
+    page = open_page()
+    draw_with_mouse(page, [[(3, 3), (3, 3)]])
+    wait_for_answers(page)
+
+
+def test_ink_from_before_the_networks_were_ready_is_answered(open_page):
+    page = open_page(ready=False)
+    draw_with_mouse(page, STROKES[7])
+    wait_for_answers(page)
+    assert set(shown_digits(page).values()) == {"7"}
+
+
+# %% MNIST's form
+
+
+def test_a_digit_looks_the_same_wherever_it_was_drawn(open_page, data):
+    pixels = [np.frombuffer(base64.b64decode(x["pixels"]), np.uint8) for x in data["samples"]]
+    images = np.stack(pixels).reshape(-1, 28, 28, 1)
+    page = open_page()
+    large = measure.paint(page, images, (280, 0, 0)).astype(float)
+    for place in [(140, 5, 130), (140, 120, 10), (200, 70, 75)]:
+        small = measure.paint(page, images, place).astype(float)
+        assert np.abs(small - large).mean() < 0.02 * 255
+
+
+def test_the_centre_of_mass_is_in_the_centre(open_page):
+    page = open_page()
+    rng = np.random.default_rng(0)
+    images = np.zeros((20, 28, 28, 1), np.uint8)
+    for image in images:  # rectangles, which are symmetric
+        top, left = rng.integers(1, 8, 2)
+        height, width = rng.integers(8, 20, 2)
+        image[top : top + height, left : left + width] = 255
+    seen = measure.paint(page, images, (280, 0, 0))[..., 0].astype(float)
+    rows = (seen.sum(2) @ np.arange(28)) / seen.sum((1, 2))
+    columns = (seen.sum(1) @ np.arange(28)) / seen.sum((1, 2))
+    # MNIST's own test images are between 13.5 and 14.5 all.
+    assert np.abs(rows - 14).max() < 0.51
+    assert np.abs(columns - 14).max() < 0.51
+    sides = [np.ptp(np.argwhere(image > 127), axis=0).max() + 1 for image in seen]
+    assert set(sides) <= {19, 20}  # the smoothed edges take half a pixel at most
+
+
+def test_a_test_image_comes_back_as_it_was(open_page, data):
+    """Painted by its button it is not smoothed: the networks see the very image."""
+    page = open_page()
+    for sample in data["samples"][:6]:
+        paint_sample(page, sample)
+        seen = page.evaluate(
+            """() => {
+              const preview = document.getElementById("preview");
+              const image = preview.getContext("2d").getImageData(0, 0, 28, 28);
+              return Array.from(image.data).filter((_, k) => k % 4 === 0);
+            }"""
+        )
+        original = np.frombuffer(base64.b64decode(sample["pixels"]), np.uint8)
+        assert np.array_equal(seen, original)
+
+
+@pytest.mark.parametrize("place", measure.PLACES.values(), ids=measure.PLACES)
+def test_repainted_test_images_are_read_as_well(open_page, test_images, place):
+    page = open_page()
+    painted = measure.paint(page, test_images.image, place)
+    labels = test_images.label
+    accuracy = (measure.predict(page, "student", painted).argmax(-1) == labels).mean()
+    plain = (measure.predict(page, "student", test_images.image).argmax(-1) == labels).mean()
+    assert plain > 0.97
+    assert abs(accuracy - plain) <= 0.01
+
+
+# %% Probabilities and temperature
+
+
+def test_probabilities_agree_with_jax(open_page, data):
+    page = open_page()
+    for sample in data["samples"]:
+        paint_sample(page, sample)
+        shown = shown_probabilities(page)
+        for column, network in enumerate(["teacher", "student"]):
+            expected = softmax(sample[f"{network}_logits"], 1.0)
+            assert np.abs(shown[:, column] - expected).max() < 1e-3
+
+
+def test_the_temperature_softens_and_changes_no_answer(open_page, data):
+    page = open_page()
+    sample = next(x for x in data["samples"] if x["doubtful"])
+    paint_sample(page, sample)
+    before = shown_digits(page)
+    largest = []
+    for temperature in (0.5, 1, 3, 20):
+        move_temperature(page, "#draw-temperature", temperature)
+        assert page.locator("#draw-temperature-value").inner_text() == f"T = {temperature}"
+        shown = shown_probabilities(page)
+        for column, network in enumerate(["teacher", "student"]):
+            expected = softmax(sample[f"{network}_logits"], temperature)
+            assert np.abs(shown[:, column] - expected).max() < 1e-3
+        assert shown_digits(page) == before
+        assert [str(digit) for digit in shown.argmax(0)] == list(before.values())
+        largest.append(shown.max(0))
+    assert (np.diff(largest, axis=0) < 0).all()
+
+
+def test_the_slider_is_moved_by_keyboard(open_page):
+    page = open_page()
+    slider = page.get_by_role("slider", name="Temperature").first
+    slider.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "T = 1.2"
+    slider.press("End")
+    assert slider.get_attribute("aria-valuetext") == "T = 20"
+    slider.press("Home")
+    assert slider.get_attribute("aria-valuetext") == "T = 0.5"
+
+
+def test_sizes_are_those_of_the_files(dist, data):
+    for network in data["networks"]:
+        content = (dist / "models" / f"{network['key']}.onnx").read_bytes()
+        assert network["bytes"] == len(content)
+        assert network["gzip_bytes"] < len(content)
+
+
+# %% The loss
+
+
+def test_the_loss_is_that_of_script_15(open_page, data, kd):
+    page = open_page(ready=False)
+    settings = [(0.5, 0.3), (1, 0.5), (3, 0), (3, 0.5), (3, 1), (20, 0.3)]
+    samples = [x for x in data["samples"] if x["label"] in (2, 9)]
+    for sample, (temperature, alpha) in itertools.product(samples, settings):
+        doubtful = "doubtful " if sample["doubtful"] else ""
+        name = f"Test image: a {doubtful}{sample['label']}"
+        page.get_by_role("radio", name=name, exact=True).check()
+        move_temperature(page, "#loss-temperature", temperature)
+        page.locator("#loss-alpha").fill(str(alpha))
+
+        teacher = jnp.array([sample["teacher_logits"]])
+        student = jnp.array([sample["student_logits"]])
+        label = jnp.array([sample["label"]])
+
+        rest = (teacher, label, temperature, alpha)
+        total, hard, soft = kd.distillation_loss(student, *rest)
+        # The gradients of the three with respect to the student's logits [1, 10].
+        gradients = jax.jacobian(kd.distillation_loss)(student, *rest)
+        norms = [jnp.linalg.norm(gradient) for gradient in gradients]
+        expected = {
+            "hard-loss": hard,
+            "soft-loss": soft,
+            "total-loss": total,
+            "hard-weight": alpha,
+            "soft-weight": 1 - alpha,
+            "hard-norm": alpha * norms[1],
+            "soft-norm": (1 - alpha) * norms[2],
+            "total-norm": norms[0],
+        }
+        for place, value in expected.items():
+            [shown] = shown_numbers(page, f"#{place}")
+            assert shown == pytest.approx(float(value), rel=1e-3, abs=1e-5), place
+
+        shown = shown_numbers(page, "#loss-probabilities").reshape(10, 2)
+        targets = np.stack([softmax(teacher[0], temperature), softmax(student[0], temperature)], 1)
+        assert np.abs(shown - targets).max() < 1e-5
+
+
+# %% Size and accuracy
+
+
+def test_the_frontier_shows_the_results_and_leads_to_the_scripts(open_page, dist):
+    rows = {}
+    for report in json.loads(RESULTS.read_text())["runs"]:
+        for row in report["results"]:
+            rows.setdefault(row["name"], []).append(row)
+
+    page = open_page(ready=False)
+    lines = page.locator("#frontier-rows tr")
+    shown = {}
+    for k in range(lines.count()):
+        name = lines.nth(k).locator("a").inner_text()
+        shown[name] = lines.nth(k)
+    assert list(shown) == list(rows)
+    for name, row in shown.items():
+        accuracy = np.mean([seed["test_accuracy"] for seed in rows[name]])
+        [errors] = row.locator("data").evaluate_all("all => all.map(x => Number(x.value))")
+        assert errors == pytest.approx(1 - accuracy)
+        cells = row.locator("td").all_inner_texts()
+        assert cells[0] == f"{100 * (1 - accuracy):.2f}\u00a0%"
+        assert int(cells[-1]) == len(rows[name])
+        script = row.locator("a").get_attribute("href")
+        original = EXAMPLES / Path(script).name.removesuffix(".txt")
+        assert (dist / script).read_bytes() == original.read_bytes()
+
+
+def test_every_point_is_a_link_with_a_name(open_page, dist, data):
+    page = open_page(ready=False)
+    for size in ("on disk", "packed by gzip"):
+        page.get_by_label(size).check()
+        points = page.locator("#frontier a")
+        exported = [network for network in data["frontier"] if network["bytes"] is not None]
+        assert points.count() == len(exported) > 0
+        for k, network in enumerate(exported):
+            assert points.nth(k).get_attribute("aria-label").startswith(f"{network['name']}: ")
+            assert (dist / points.nth(k).get_attribute("href")).is_file()
+    page.get_by_label("on disk").focus()
+    page.keyboard.press("Tab")
+    focused = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert focused == points.first.get_attribute("aria-label")
+
+
+# %% For everybody
+
+
+@pytest.mark.parametrize("width", [1100, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(open_page, scheme, width):
+    # axe is added to the page, which the page itself forbids to foreign scripts.
+    view = {"width": width, "height": 800}
+    page = open_page(color_scheme=scheme, viewport=view, bypass_csp=True)
+    draw_with_mouse(page, STROKES[7])
+    wait_for_answers(page)
+    page.add_script_tag(path=PLAYGROUND / "node_modules" / "axe-core" / "axe.min.js")
+    violations = page.evaluate("axe.run().then((results) => results.violations)")
+    serious = [x for x in violations if x["impact"] in ("serious", "critical")]
+    assert [(x["id"], [node["html"] for node in x["nodes"]]) for x in serious] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_missing_network_is_said(browser, dist, tmp_path):
+    shutil.copytree(dist, tmp_path / "broken")
+    (tmp_path / "broken" / "models" / "teacher.onnx").unlink()
+    with measure.serve(tmp_path / "broken") as address:
+        page = browser.new_page()
+        page.goto(address)
+        page.locator("#status.error").wait_for()
+        said = page.locator("#status").inner_text()
+        page.close()
+    assert said == ("The networks could not be loaded. models/teacher.onnx: the server says 404.")
+
+
+# %% The build, without a browser
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """The folder of the page in a repository that has nothing else, with empty networks."""
+    folder = tmp_path / "docs" / "playground"
+    ignore = shutil.ignore_patterns("node_modules", "dist", "models")
+    shutil.copytree(PLAYGROUND, folder, ignore=ignore)
+    (folder / "models").mkdir(exist_ok=True)
+    for key in NETWORKS:
+        (folder / "models" / f"{key}.onnx").write_bytes(bytes(1000))
+    rows = [
+        {"name": name, "seed": 42, "params": 10, "test_accuracy": 0.9}
+        for name in ("teacher", "distilled", SHIPPED)
+    ]
+    report = {"dataset": {"test": 10_000}, "results": rows, "samples": [SAMPLE]}
+    (tmp_path / "docs" / "results").mkdir()
+    path = tmp_path / "docs" / "results" / "deploy.json"
+    path.write_text(json.dumps({"commands": [], "runs": [report]}))
+    return folder
+
+
+def refuse(copy, message, *flags, **environment):
+    """The build ends with status 2, says why in one line, and leaves nothing behind."""
+    done = run_build(copy, *flags, **environment)
+    assert done.returncode == 2
+    assert re.fullmatch(f"[^\n]*{message}[^\n]*\n", done.stderr), done.stderr
+    assert not (copy / "dist").exists()
+    assert not list(copy.glob(".building*"))
+
+
+def test_a_build_without_results_says_so(copy):
+    (copy.parent / "results" / "deploy.json").unlink()
+    refuse(copy, r"deploy\.json is missing: measure it first")
+
+
+def test_a_build_with_spoiled_results_says_so(copy):
+    path = copy.parent / "results" / "deploy.json"
+    path.write_text("{")
+    refuse(copy, r"deploy\.json is no JSON file")
+    path.write_text("[]")
+    refuse(copy, r"deploy\.json holds no runs")
+
+
+def test_a_build_without_samples_says_so(copy):
+    path = copy.parent / "results" / "deploy.json"
+    results = json.loads(path.read_text())
+    results["runs"][0]["samples"] = []
+    path.write_text(json.dumps(results))
+    refuse(copy, r"deploy\.json has no samples")
+
+
+def test_a_build_without_a_network_says_so(copy):
+    (copy / "models" / "student.onnx").unlink()
+    refuse(copy, r"student\.onnx is missing: copy it from the exports")
+
+
+def test_a_build_without_npm_says_so(copy, tmp_path):
+    (tmp_path / "empty").mkdir()
+    refuse(copy, "npm is missing: install Node", PATH=str(tmp_path / "empty"))
+
+
+def test_a_build_overwrites_nothing_but_a_build(copy, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "letter.txt").write_text("mine")
+    refuse(copy, "holds other files: name a new or an empty folder", "--output", other)
+    assert (other / "letter.txt").read_text() == "mine"
+
+
+def test_the_lock_file_names_no_address():
+    text = (PLAYGROUND / "package-lock.json").read_text()
+    assert "://" not in text
+    assert '"resolved"' not in text
+    packages = json.loads(text)["packages"]
+    assert all("integrity" in about for name, about in packages.items() if name)
+    wanted = json.loads((PLAYGROUND / "package.json").read_text())
+    for name, version in {**wanted["dependencies"], **wanted["devDependencies"]}.items():
+        assert packages[f"node_modules/{name}"]["version"] == version
+
+
+def test_the_page_asks_nobody_else():
+    for path in [*PLAYGROUND.glob("*.js"), *PLAYGROUND.glob("*.css"), PLAYGROUND / "index.html"]:
+        addresses = re.findall(r"https?://[^\s\"'`)]+", path.read_text())
+        assert set(addresses) <= {"http://www.w3.org/2000/svg"}, path
+    assert "default-src 'none'" in (PLAYGROUND / "index.html").read_text()
