@@ -502,6 +502,12 @@ def test_axe_finds_nothing_serious(open_page, scheme, width):
     serious = [x for x in violations if x["impact"] in ("serious", "critical")]
     assert [(x["id"], [node["html"] for node in x["nodes"]]) for x in serious] == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    bars = page.locator("#probabilities .top .bar")
+    assert bars.count() == 3
+    for k in range(3):
+        bar = bars.nth(k).bounding_box()
+        assert bar["width"] > 40
+        assert bar["height"] > 8
 
 
 def test_a_missing_network_is_said(browser, dist, tmp_path):
