@@ -165,7 +165,7 @@ def describe_all(results, models):
         "frontier": [describe_point(name, rows[name]) for name in rows],
         "samples": mark_doubtful(samples),
         "test_images": reports[0]["dataset"]["test"],
-        "commands": results.get("commands", []),
+        "commands": [f"python {x.removeprefix('python ')}" for x in results.get("commands", [])],
     }
 
 

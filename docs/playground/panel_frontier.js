@@ -14,7 +14,7 @@ export function startFrontier(data) {
   const images = countInWords(data.test_images);
   byId("frontier-caption").textContent = `All networks. Errors on ${images} test images`;
   for (const command of data.commands) {
-    byId("commands").append(element("code", {}, `python ${command}`), " ");
+    byId("commands").append(element("code", {}, command), " ");
   }
   for (const network of networks) {
     byId("frontier-rows").append(tableRow(network));
