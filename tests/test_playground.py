@@ -56,9 +56,8 @@ def why_not():
         return "no browser: apt-get install chromium"
     if shutil.which("npm") is None:
         return "no npm: apt-get install npm"
-    for path in (RESULTS, *(PLAYGROUND / "models" / f"{key}.onnx" for key in NETWORKS)):
-        if not path.is_file():
-            return f"no {path.relative_to(ROOT)}: script 23 makes it"
+    if not RESULTS.is_file():
+        return f"no {RESULTS.relative_to(ROOT)}: python docs/measure.py deploy"
     return None
 
 
@@ -447,9 +446,8 @@ def test_the_loss_is_that_of_script_15(open_page, data, kd):
 
 def test_the_frontier_shows_the_results_and_leads_to_the_scripts(open_page, dist):
     rows = {}
-    for report in json.loads(RESULTS.read_text())["runs"]:
-        for row in report["results"]:
-            rows.setdefault(row["name"], []).append(row)
+    for row in json.loads(RESULTS.read_text())["results"]:
+        rows.setdefault(row["name"], []).append(row)
 
     page = open_page(ready=False)
     lines = page.locator("#frontier-rows tr")
@@ -538,10 +536,10 @@ def copy(tmp_path):
         {"name": name, "seed": 42, "params": 10, "test_accuracy": 0.9}
         for name in ("teacher", "distilled", SHIPPED)
     ]
-    report = {"dataset": {"test": 10_000}, "results": rows, "samples": [SAMPLE]}
+    (folder / "samples.json").write_text(json.dumps([SAMPLE]))
     (tmp_path / "docs" / "results").mkdir()
     path = tmp_path / "docs" / "results" / "deploy.json"
-    path.write_text(json.dumps({"commands": [], "runs": [report]}))
+    path.write_text(json.dumps({"command": "", "dataset": {"test": 10_000}, "results": rows}))
     return folder
 
 
@@ -556,7 +554,7 @@ def refuse(copy, message, *flags, **environment):
 
 def test_a_build_without_results_says_so(copy):
     (copy.parent / "results" / "deploy.json").unlink()
-    refuse(copy, r"deploy\.json is missing: measure it first")
+    refuse(copy, r"deploy\.json is missing: make it with python docs/measure\.py deploy")
 
 
 def test_a_build_with_spoiled_results_says_so(copy):
@@ -564,20 +562,20 @@ def test_a_build_with_spoiled_results_says_so(copy):
     path.write_text("{")
     refuse(copy, r"deploy\.json is no JSON file")
     path.write_text("[]")
-    refuse(copy, r"deploy\.json holds no runs")
+    refuse(copy, r"deploy\.json holds no results")
 
 
 def test_a_build_without_samples_says_so(copy):
-    path = copy.parent / "results" / "deploy.json"
-    results = json.loads(path.read_text())
-    results["runs"][0]["samples"] = []
-    path.write_text(json.dumps(results))
-    refuse(copy, r"deploy\.json has no samples")
+    path = copy / "samples.json"
+    path.write_text("[]")
+    refuse(copy, r"samples\.json holds no test images")
+    path.unlink()
+    refuse(copy, r"samples\.json is missing: make it with .*collect\.py")
 
 
 def test_a_build_without_a_network_says_so(copy):
     (copy / "models" / "student.onnx").unlink()
-    refuse(copy, r"student\.onnx is missing: copy it from the exports")
+    refuse(copy, r"student\.onnx is missing: make it with .*collect\.py")
 
 
 def test_a_build_without_npm_says_so(copy, tmp_path):

@@ -5,7 +5,8 @@
     python -m http.server --bind 127.0.0.1 -d docs/playground/dist 8000
 
 Needs Node with npm, which fetches what package-lock.json pins. The networks are those of
-docs/playground/models, the numbers those of docs/results/deploy.json; script 23 makes both.
+docs/playground/models, the numbers those of docs/results/deploy.json; script 23 makes both, and
+collect.py takes the networks and some test images from it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from pathlib import Path
 PLAYGROUND = Path(__file__).resolve().parent
 ROOT = PLAYGROUND.parent.parent
 MODELS = PLAYGROUND / "models"
+SAMPLES = PLAYGROUND / "samples.json"
 RESULTS = ROOT / "docs" / "results" / "deploy.json"
 
 PAGE = [
@@ -44,6 +46,7 @@ SCRIPTS = {
     "distilled": "15_knowledge_distillation.py",
 }
 COMPRESSION_SCRIPT = "23_compress_and_deploy.py"
+COLLECT = "python docs/playground/collect.py runs/measure/deploy/0"
 
 
 class BuildError(Exception):
@@ -53,35 +56,46 @@ class BuildError(Exception):
 # %% What the page shows
 
 
-def read_results():
-    """What docs/results/deploy.json holds: "commands", and "runs", the reports of script 23."""
-    if not RESULTS.is_file():
-        raise BuildError(
-            f"{RESULTS} is missing: measure it first, with python docs/measure.py deploy"
-        )
+def read_json(path, how):
+    """What a JSON file holds. `how` says how to make it."""
+    if not path.is_file():
+        raise BuildError(f"{path} is missing: make it with {how}")
     try:
-        results = json.loads(RESULTS.read_text())
+        return json.loads(path.read_text())
     except ValueError as error:
-        raise BuildError(f"{RESULTS} is no JSON file: measure it again") from error
-    if not isinstance(results, dict) or not results.get("runs"):
-        raise BuildError(f"{RESULTS} holds no runs of script 23: measure it again")
+        raise BuildError(f"{path} is no JSON file: make it again with {how}") from error
+
+
+def read_results():
+    """The results of script 23: rows under "results", and beside them what was measured how."""
+    how = "python docs/measure.py deploy"
+    results = read_json(RESULTS, how)
+    if not isinstance(results, dict) or not results.get("results"):
+        raise BuildError(f"{RESULTS} holds no results of script 23: make it again with {how}")
     return results
+
+
+def read_samples():
+    """The test images: dicts with index, label, pixels in base64, and logits of each network."""
+    samples = read_json(SAMPLES, COLLECT)
+    if not isinstance(samples, list) or not samples:
+        raise BuildError(f"{SAMPLES} holds no test images: make it again with {COLLECT}")
+    return samples
 
 
 def read_model(key):
     """The bytes of an exported network."""
     path = MODELS / f"{key}.onnx"
     if not path.is_file():
-        raise BuildError(f"{path} is missing: copy it from the exports of a run of script 23")
+        raise BuildError(f"{path} is missing: make it with {COLLECT}")
     return path.read_bytes()
 
 
-def rows_by_name(reports):
-    """The rows of all runs: {name: rows, one a seed}."""
+def rows_by_name(results):
+    """The rows of the results: {name: rows, one a seed}."""
     rows = {}
-    for report in reports:
-        for row in report["results"]:
-            rows.setdefault(row["name"], []).append(row)
+    for row in results["results"]:
+        rows.setdefault(row["name"], []).append(row)
     return rows
 
 
@@ -114,7 +128,7 @@ def kind_of(name):
     [*_, (_, _, shipped)] = NETWORKS
     if name == shipped:
         return "shipped"
-    if name.endswith((", labels alone", ", without teacher")):
+    if name.endswith(", labels alone"):
         return "alone"
     for kind in SCRIPTS:
         if name.startswith(kind):
@@ -152,20 +166,16 @@ def mark_doubtful(samples):
     return marked
 
 
-def describe_all(results, models):
+def describe_all(results, samples, models):
     """What data.json holds. `models` are the exported networks, {key: bytes}."""
-    reports = results["runs"]
-    rows = rows_by_name(reports)
-    samples = next((report["samples"] for report in reports if report.get("samples")), None)
-    if samples is None:
-        raise BuildError(f"{RESULTS} has no samples: measure it again")
+    rows = rows_by_name(results)
     networks = [describe_network(*about, rows, models[about[0]]) for about in NETWORKS]
     return {
         "networks": networks,
         "frontier": [describe_point(name, rows[name]) for name in rows],
         "samples": mark_doubtful(samples),
-        "test_images": reports[0]["dataset"]["test"],
-        "commands": [f"python {x.removeprefix('python ')}" for x in results.get("commands", [])],
+        "test_images": results["dataset"]["test"],
+        "command": results["command"],
     }
 
 
@@ -223,7 +233,7 @@ def build(output):
     check_output(output)
     results = read_results()
     models = {key: read_model(key) for key, _, _ in NETWORKS}
-    data = describe_all(results, models)
+    data = describe_all(results, read_samples(), models)
     packages = fetch_packages()
 
     output.parent.mkdir(parents=True, exist_ok=True)

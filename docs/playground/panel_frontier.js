@@ -13,9 +13,7 @@ export function startFrontier(data) {
   const networks = data.frontier;
   const images = countInWords(data.test_images);
   byId("frontier-caption").textContent = `All networks. Errors on ${images} test images`;
-  for (const command of data.commands) {
-    byId("commands").append(element("code", {}, command), " ");
-  }
+  byId("command").textContent = data.command;
   for (const network of networks) {
     byId("frontier-rows").append(tableRow(network));
   }
