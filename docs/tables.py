@@ -655,6 +655,103 @@ def patience_search():
     return table(header, lines, "patient_tuning", note)
 
 
+COMPRESSIONS = ("int8 after training", "int8 in training", "80 % sparse", "80 % sparse int8")
+COMPRESSIONS += ("95 % sparse", "95 % sparse int8")
+
+
+def has_labels_alone(compression):
+    """Whether a distilled student was compressed without its teacher, too: in training only."""
+    return compression != "int8 after training"
+
+
+def compressions(name):
+    """Script 23: the accuracy of the students in float32, and what each compression costs."""
+    first = [percent(mean(name, "baseline")), percent(mean(name, "distilled"))]
+    lines = [["float32", first[0], first[1], first[1], ""]]
+    for how in COMPRESSIONS:
+        baseline, distilled = f"baseline, {how}", f"distilled, {how}"
+        costs = [in_words(gain(name, baseline, "baseline")), "", "", ""]
+        costs[2] = in_words(gain(name, distilled, "distilled"))
+        if has_labels_alone(how):
+            alone = f"{distilled}, labels alone"
+            costs[1] = in_words(gain(name, alone, "distilled"))
+            costs[3] = in_words(gain(name, distilled, alone))
+        lines.append([how, *costs])
+    header = ["", "baseline, never a teacher", "distilled, then labels alone"]
+    header += ["distilled, teacher kept", "teacher kept − labels alone"]
+    seeds = len(values(name, "baseline"))
+    note = (
+        "First line: test accuracy. Below: points of accuracy against the same student in float32, "
+        f"with 95 % intervals. Means of {seeds} seeds, one teacher."
+    )
+    return table(header, lines, name, note)
+
+
+def file_of(row, kind, name="deploy"):
+    """What there is to say of the file of the first seed, "stablehlo" or "onnx"."""
+    return rows(name, row)[0]["files"][kind]
+
+
+def kilobytes(count):
+    return f"{count / 1000:,.1f} kB"
+
+
+DEPLOYED = ("teacher", "distilled", *(f"distilled, {how}" for how in COMPRESSIONS))
+
+
+def deployed_sizes():
+    """Script 23: what the files weigh, and what they answer."""
+    lines = []
+    for row in DEPLOYED:
+        line = [row]
+        for kind in ("stablehlo", "onnx"):
+            file = file_of(row, kind)
+            line += [kilobytes(file["bytes"]), kilobytes(file["gzip_bytes"])]
+        line += [percent(file_of(row, kind)["accuracy"]) for kind in ("stablehlo", "onnx")]
+        lines.append(line)
+    header = ["network", "StableHLO", "packed", "ONNX", "packed"]
+    header += ["accuracy, StableHLO", "accuracy, ONNX"]
+    note = "Files of the first seed, their sizes on disk and packed by gzip. 1 kB is 1,000 bytes."
+    return table(header, lines, "deploy", note)
+
+
+def deployed_latencies():
+    """Script 23: milliseconds on one core, in JAX and in onnxruntime."""
+    lines = []
+    for row in DEPLOYED:
+        line = [row]
+        for kind in ("stablehlo", "onnx"):
+            for batch_size, digits in (("1", 2), ("128", 1)):
+                times = file_of(row, kind)["latency_ms"][batch_size]
+                line.append(f"{times['median']:.{digits}f} ({times['p95']:.{digits}f})")
+        lines.append(line)
+    header = ["network", "JAX, batch of 1", "JAX, batch of 128"]
+    header += ["onnxruntime, batch of 1", "onnxruntime, batch of 128"]
+    device = read("deploy")["device"]
+    note = f"Milliseconds on one core: the median, and the 95th percentile. JAX sees {device}."
+    return table(header, lines, "deploy", note)
+
+
+def deploy_search():
+    """The peak rates of compressions that were tried: validation errors, the best in bold."""
+    tried = {}  # {(labels, compression): {rate: errors}}
+    content = read("deploy_tuning")
+    for row in content["results"]:
+        how = row["name"].removeprefix("distilled, ")
+        if how in ("int8 in training", "95 % sparse", "95 % sparse int8"):
+            labels = content["runs"][row["run"]]["config"]["labels"]
+            rates = tried.setdefault((labels, how), {})
+            rates.setdefault(row["learning_rate"], []).append(row["validation_errors"])
+    lines = []
+    for (labels, how), rates in tried.items():
+        lines.append([labels, how, mark_best(rates.items())])
+    note = (
+        "The distilled student, teacher kept: all labels one seed, 1,000 labels the mean of two. "
+        "10,000 validation images; bold: the best of its line."
+    )
+    return table(["labels", "compression", "peak rate: errors"], lines, "deploy_tuning", note)
+
+
 def hinton():
     """Test errors beside the paper's."""
     paper = measure.load(measure.HINTON).PAPER

@@ -38,6 +38,12 @@ OWN = {
         ["--teachers", "mlp", "mlp"], ["--students", "mlp", "mlp"], ["--teacher-epochs", "-1"],
         ["--teacher-learning-rate", "0"], ["--holdout", "5000"],
     ],
+    "23_compress_and_deploy.py": [
+        ["--temperature", "0"], ["--alpha", "2"], ["--sparsities", "0"], ["--sparsities", "1"],
+        ["--sparsities", "0.5", "0.5"], ["--sparsities"], ["--compression-epochs", "0"],
+        ["--compression-learning-rate", "0"], ["--holdout", "5000"], ["--teacher", "nowhere"],
+        ["--seeds", "0"],
+    ],
     "26_patient_teacher.py": [
         ["--temperature", "0"], ["--alpha", "2"], ["--ways", "view"], ["--ways", "same", "same"],
         ["--epochs", "0"], ["--epochs", "5", "5"], ["--mixup", "0"], ["--holdout", "5000"],
