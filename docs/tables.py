@@ -655,8 +655,8 @@ def patience_search():
     return table(header, lines, "patient_tuning", note)
 
 
-COMPRESSIONS = ("int8 after training", "int8 in training", "80 % sparse", "80 % sparse int8")
-COMPRESSIONS += ("95 % sparse", "95 % sparse int8")
+COMPRESSIONS = ("trained on", "int8 after training", "int8 in training")
+COMPRESSIONS += ("80 % sparse", "80 % sparse int8", "95 % sparse", "95 % sparse int8")
 
 
 def has_labels_alone(compression):
@@ -673,12 +673,12 @@ def compressions(name):
         costs = [in_words(gain(name, baseline, "baseline")), "", "", ""]
         costs[2] = in_words(gain(name, distilled, "distilled"))
         if has_labels_alone(how):
-            alone = f"{distilled}, labels alone"
+            alone = f"distilled, teacher left out, {how}"
             costs[1] = in_words(gain(name, alone, "distilled"))
             costs[3] = in_words(gain(name, distilled, alone))
         lines.append([how, *costs])
-    header = ["", "baseline, never a teacher", "distilled, then labels alone"]
-    header += ["distilled, teacher kept", "teacher kept − labels alone"]
+    header = ["", "baseline, never a teacher", "distilled, teacher left out"]
+    header += ["distilled, teacher kept", "teacher kept − left out"]
     seeds = len(values(name, "baseline"))
     note = (
         "First line: test accuracy. Below: points of accuracy against the same student in float32, "

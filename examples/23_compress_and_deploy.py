@@ -9,8 +9,9 @@
 
 Students are pruned (the smallest weights become 0) and quantised (weights and activations become
 int8, after training or in training), and both: a baseline that never has a teacher, and a distilled
-student whose teacher stays or is left out meanwhile. Their files, StableHLO and ONNX, are checked
-against the originals, weighed, and timed on one core beside the teacher's.
+student whose teacher is kept or left out while it is compressed. They are exported as StableHLO and
+ONNX. The files are weighed, checked against the networks, and timed on one core beside the
+teacher's. Zeros make a file smaller only when it is packed.
 
     python examples/23_compress_and_deploy.py               # one seed: 6 to 15 minutes
     python examples/23_compress_and_deploy.py --sparsities 0.5 0.8 0.9 0.95    # a longer curve
@@ -48,6 +49,7 @@ from fast import compile_step, conv, max_pool  # same results as nnx's, faster o
 from flax import nnx
 from matplotlib.figure import Figure
 from utils import (
+    Split,
     batches,
     check_batch_size,
     evaluate,
@@ -65,7 +67,7 @@ class Config(experiment.CommonFlags):
     seed: Seed = 42
     """First seed of the students: initial weights, order of batches."""
     seeds: Annotated[int, Range(1, 100)] = 1
-    """Number of seeds, one after another. Files and latencies are those of the first."""
+    """Number of seeds, one after another. Latencies are those of the first."""
     sparsities: Annotated[
         tuple[float, ...] | None, Range(0, 1, low_excluded=True, high_excluded=True), OPEN
     ] = None
@@ -241,20 +243,20 @@ def train_student_step(student, teacher, optimizer, batch, temperature=3.0, alph
 # The weights with the smallest magnitude contribute least, and become 0. Pruned all at once, a
 # network loses much; a little at a time, the rest learns to do without (Zhu and Gupta, 2017).
 
-PRUNE_EVERY = 20  # steps
+PRUNINGS = 50  # in a training, evenly spaced
 
 
 def find_sparsity(progress, final_sparsity):
-    """The share of weights to be pruned by now, at a progress from 0 to 1. It rises fast at first,
-    when much can go, and reaches the final one in the middle of the training."""
-    # s(t) = s_final · (1 − (1 − t)³), with t = 1 from the middle on
-    ramp = min(1.0, 2 * progress)
-    return final_sparsity * (1 - (1 - ramp) ** 3)
+    """The share of weights to be pruned by now, at a progress of the training from 0 to 1. It rises
+    fast at first, when much can go, and is the final one from the middle on."""
+    # s(t) = s_final · (1 − (1 − t)³), with t from 0 to 1 in the first half
+    t = min(1.0, 2 * progress)
+    return final_sparsity * (1 - (1 - t) ** 3)
 
 
 def prune(student, sparsity):
-    """Sets a share of a student's weights to 0, those with the smallest magnitude over all layers.
-    Biases and BatchNorm, few numbers, keep theirs."""
+    """Sets a share of a student's weights to 0, those with the smallest magnitude over all layers
+    together. Biases and BatchNorm, few numbers, keep theirs."""
     params = nnx.state(student, nnx.Param)
     kernels = [x for x in jax.tree.leaves(params) if x.ndim > 1]
     magnitudes = np.sort(np.concatenate([np.abs(x).ravel() for x in kernels]))
@@ -278,36 +280,39 @@ def measure_sparsity(student):
     return zeros / sum(x.size for x in kernels)
 
 
-# For the end of an optimizer's chain: what was pruned, a weight of 0, is never changed again.
+# Last in an optimizer's chain: a weight of 0, which was pruned, gets no update.
 stay_pruned = optax.stateless_with_tree_map(
     lambda update, weight: jnp.where((weight == 0) & (weight.ndim > 1), 0, update)
 )
 
 
 # %% Quantisation
-# int8 is the integers from −128 to 127. A weight w is kept as the integer next to w / s, with one
-# scale s for each output channel, s = max|w| / 127.5; activations likewise, with one scale for each
-# image. Post-training quantisation rounds once, at the end. Quantisation-aware training rounds in
-# every step's forward pass, while the gradient passes through the rounding as if it were not there,
-# so that the weights learn to bear it (Jacob et al., 2018). qwix does both to a Flax network.
+# int8 is the integers from −128 to 127. A weight w is kept as the integer nearest to w / s, with
+# one scale s for each output channel, s = max|w| / 127.5. Activations are rounded likewise, with a
+# scale for each image, found as it comes in. Post-training quantisation rounds once, at the end.
+# Quantisation-aware training rounds in every step's forward pass, while the gradient passes through
+# the rounding as if it were not there: the weights learn to tolerate it (Jacob et al., 2018). qwix
+# does both to a Flax network.
 
 INT8 = {"module_path": ".*", "weight_qtype": jnp.int8, "act_qtype": jnp.int8}
+ONE_IMAGE = np.zeros((1, 28, 28, 1), np.float32)  # with which qwix finds its way through a network
 
 
-def quantize_after_training(student, images):
-    """A copy of a student that computes with int8 weights and activations. What `images`
-    [B, H, W, C] are does not matter: qwix wants to see the network at work."""
-    return qwix.quantize_model(student, qwix.PtqProvider([qwix.QuantizationRule(**INT8)]), images)
+def quantize_after_training(student):
+    """A copy of a student that computes with int8 weights and activations, in all four layers."""
+    provider = qwix.PtqProvider([qwix.QuantizationRule(**INT8)])
+    return qwix.quantize_model(student, provider, ONE_IMAGE)
 
 
 @functools.cache  # qwix makes a new class each time; networks of one class share the compiled step
-def make_rounding_student(classes, image_shape):
+def make_rounding_student(classes):
     """A student whose forward pass rounds weights and activations to int8, in training too."""
-    student = StudentCNN(classes, image_shape, rngs=nnx.Rngs(0))
-    # qwix rounds what goes into JAX's own convolution. Training would go round it with `fast.conv`.
+    student = StudentCNN(classes, rngs=nnx.Rngs(0))
+    # qwix replaces JAX's own convolution. In training `fast.conv` has another, and would stay as it
+    # is. (`max_pool` only compares numbers, so there is nothing to round.)
     student.conv1.conv_general_dilated = jax.lax.conv_general_dilated
-    images = np.zeros((1, *image_shape), np.float32)
-    return qwix.quantize_model(student, qwix.QtProvider([qwix.QtRule(**INT8)]), images)
+    provider = qwix.QtProvider([qwix.QtRule(**INT8)])
+    return qwix.quantize_model(student, provider, ONE_IMAGE)
 
 
 def copy_weights(source, target):
@@ -352,41 +357,48 @@ def train_teacher(data, recipe, run):
     return teacher
 
 
-def make_step(student, optimizer, teacher_logits, temperature, alpha):
-    """What trains a student, `step(batch)`: on labels alone if the teacher's logits are None."""
-    if teacher_logits is None:
+class Lesson(NamedTuple):
+    """What a student learns from."""
+
+    labelled: Split  # the images and their labels
+    classes: int
+    teacher_logits: np.ndarray | None  # looked up by an image's index; None: from labels alone
+    temperature: float
+    alpha: float
+
+
+def make_step(student, optimizer, lesson):
+    """What trains a student, `step(batch)`: on labels and teacher, or on labels alone."""
+    if lesson.teacher_logits is None:
         return compile_step(train_step, student, optimizer)
-    distil = compile_step(train_student_step, student, None, optimizer)
-    return lambda batch: distil(batch, temperature, alpha)
+    distil = compile_step(train_student_step, student, None, optimizer)  # no teacher: its logits
+    return lambda batch: distil(batch, lesson.temperature, lesson.alpha)
 
 
-def make_batches(labelled, recipe, epoch, teacher_logits):
+def make_batches(lesson, recipe, epoch):
     """An epoch's batches, with the teacher's logits [B, C] if there are any."""
-    tables = {} if teacher_logits is None else {"teacher_logits": teacher_logits}
-    return batches(labelled, recipe.batch_size, recipe.seed, epoch, **tables)
+    tables = {}
+    if lesson.teacher_logits is not None:
+        tables["teacher_logits"] = lesson.teacher_logits
+    return batches(lesson.labelled, recipe.batch_size, recipe.seed, epoch, **tables)
 
 
-def train_dense(name, labelled, teacher_logits, classes, recipe, run, temperature=3.0, alpha=0.5):
-    """Trains a student from fresh weights.
+def train_dense(name, lesson, recipe, run):
+    """Trains a student from fresh weights."""
+    student = StudentCNN(lesson.classes, rngs=nnx.Rngs(recipe.seed))
+    optimizer = make_optimizer(student, recipe, len(lesson.labelled.label))
+    step = make_step(student, optimizer, lesson)
 
-    Args:
-      labelled: the images and labels that it learns from.
-      teacher_logits: the teacher's for these images, looked up by index; without a teacher None.
-    """
-    student = StudentCNN(classes, rngs=nnx.Rngs(recipe.seed))
-    optimizer = make_optimizer(student, recipe, len(labelled.label))
-    step = make_step(student, optimizer, teacher_logits, temperature, alpha)
-
-    training = Training(run, name, student, optimizer, recipe, labelled)
+    training = Training(run, name, student, optimizer, recipe, lesson.labelled)
     for epoch in training.epochs():
-        for batch in make_batches(labelled, recipe, epoch, teacher_logits):
+        for batch in make_batches(lesson, recipe, epoch):
             training.log(step(batch))
     return student
 
 
 # %% Training what is compressed
 # A compression goes on from a trained student, with an optimizer of its own that leaves pruned
-# weights alone.
+# weights alone. The steps are those of any training.
 
 
 @functools.cache
@@ -402,89 +414,91 @@ def make_compression_optimizer(student, recipe, images):
     return nnx.Optimizer(student, transform, wrt=nnx.Param)
 
 
-def train_sparse(
-    name, dense, sparsity, labelled, teacher_logits, recipe, run, temperature=3.0, alpha=0.5
-):
-    """Prunes a trained student `dense` step by step while it goes on learning."""
-    student = nnx.clone(dense)
-    optimizer = make_compression_optimizer(student, recipe, len(labelled.label))
-    step = make_step(student, optimizer, teacher_logits, temperature, alpha)
-    steps_an_epoch = len(labelled.label) // recipe.batch_size
+def train_sparse(name, start, sparsity, lesson, recipe, run):
+    """Prunes a trained student `start` little by little while it goes on learning. With a sparsity
+    of 0 it only goes on learning."""
+    student = nnx.clone(start)
+    images = len(lesson.labelled.label)
+    optimizer = make_compression_optimizer(student, recipe, images)
+    step = make_step(student, optimizer, lesson)
+    steps_an_epoch = images // recipe.batch_size
     steps_in_all = recipe.epochs * steps_an_epoch
+    prune_every = max(1, steps_in_all // PRUNINGS)
 
-    training = Training(run, name, student, optimizer, recipe, labelled)
+    training = Training(run, name, student, optimizer, recipe, lesson.labelled)
     for epoch in training.epochs():
-        steps_before = (epoch - 1) * steps_an_epoch
-        for number, batch in enumerate(make_batches(labelled, recipe, epoch, teacher_logits)):
-            if number % PRUNE_EVERY == 0:
-                progress = (steps_before + number) / steps_in_all
-                prune(student, find_sparsity(progress, sparsity))
+        steps_done = (epoch - 1) * steps_an_epoch
+        for batch in make_batches(lesson, recipe, epoch):
+            if steps_done % prune_every == 0:
+                prune(student, find_sparsity(steps_done / steps_in_all, sparsity))
             training.log(step(batch))
+            steps_done += 1
         prune(student, find_sparsity(epoch / recipe.epochs, sparsity))
     return student
 
 
-def train_int8(
-    name, start, labelled, teacher_logits, classes, recipe, run, temperature=3.0, alpha=0.5
-):
-    """Trains a student to bear int8, from the weights of a trained one, `start`. Returns a student
-    that rounds in its forward pass. What is pruned stays so."""
-    student = nnx.clone(make_rounding_student(classes, labelled.image.shape[1:]))
+def train_int8(name, start, lesson, recipe, run):
+    """Trains a student to tolerate int8, from the weights of a trained one, `start`. Returns a
+    student that rounds in its forward pass. What is pruned stays so."""
+    student = nnx.clone(make_rounding_student(lesson.classes))
     copy_weights(start, student)
-    optimizer = make_compression_optimizer(student, recipe, len(labelled.label))
-    step = make_step(student, optimizer, teacher_logits, temperature, alpha)
+    optimizer = make_compression_optimizer(student, recipe, len(lesson.labelled.label))
+    step = make_step(student, optimizer, lesson)
 
-    training = Training(run, name, student, optimizer, recipe, labelled)
+    training = Training(run, name, student, optimizer, recipe, lesson.labelled)
     for epoch in training.epochs():
-        for batch in make_batches(labelled, recipe, epoch, teacher_logits):
+        for batch in make_batches(lesson, recipe, epoch):
             training.log(step(batch))
     return student
 
 
 # %% Export
-# StableHLO is what JAX itself hands to the compiler, in a file that needs JAX but none of this
-# code. ONNX is for other runtimes, in browsers and phones too. The number of images in a batch is
-# left free in both.
+# StableHLO is what JAX hands to its compiler. `jax.export` keeps it in a file, with the weights:
+# whoever loads it needs JAX, but none of this code. ONNX is for other runtimes, in browsers and
+# phones too. In both the number of images in a batch is left free; images are [B, 28, 28, 1], from
+# 0 to 1, as in training.
 
 HAS_ONNX = all(importlib.util.find_spec(x) for x in ("jax2onnx", "onnx", "onnxruntime"))
 HOW_TO_HAVE_ONNX = (
     "python -m pip install -r examples/requirements-export.txt, then the same command"
 )
+IMAGE_SHAPE = (28, 28, 1)
 
 
 def to_function(network):
-    """A function from images [B, H, W, C] to logits [B, classes], with the weights as constants."""
+    """A function from images [B, 28, 28, 1] to logits [B, C], with the weights as constants."""
     graphdef, state = nnx.split(network)
     return lambda images: nnx.merge(graphdef, state)(images, train=False)
 
 
-def export_stablehlo(network, image_shape):
-    """A network as the bytes of a StableHLO file, for batches of any size."""
+def export_stablehlo(network):
+    """A network as the bytes of a file for CPUs and GPUs, and batches of any size."""
     [batch] = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *IMAGE_SHAPE), jnp.float32)
     # Without the places in the code: they are of no use, and name folders of this computer.
     limit = jax.config.jax_traceback_in_locations_limit
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
-        return bytes(jax.export.export(jax.jit(to_function(network)))(images).serialize())
+        export = jax.export.export(jax.jit(to_function(network)), platforms=("cpu", "cuda"))
+        return bytes(export(images).serialize())
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)
 
 
 def load_stablehlo(content):
-    """The function in a StableHLO file: float32 images [B, H, W, C] to logits [B, classes]."""
-    answer = jax.jit(jax.export.deserialize(content).call)
+    """The function in such a file: float32 images [B, 28, 28, 1] to logits [B, C]."""
+    answer = jax.jit(jax.export.deserialize(bytearray(content)).call)
     return lambda images: np.asarray(answer(images))
 
 
-def export_onnx(network, image_shape):
+def export_onnx(network):
     """A float32 network as the bytes of an ONNX file, for batches of any size."""
     from jax2onnx import to_onnx
 
-    logging.disable(logging.WARNING)  # of what it makes of BatchNorm, which is right
+    logging.disable(logging.WARNING)  # jax2onnx's about BatchNorm; the result is checked below
     try:
         model = to_onnx(
-            to_function(network), [("batch", *image_shape)],
+            to_function(network), [("batch", *IMAGE_SHAPE)],
             input_names=["images"], output_names=["logits"], model_name="network",
         )  # fmt: skip
     finally:
@@ -496,8 +510,8 @@ def export_onnx(network, image_shape):
 def quantize_onnx(content, images):
     """The bytes of an ONNX file with int8 weights and activations, from those of a float32 one.
 
-    Args:
-      images: [N, H, W, C] float32, training images on which the range of each activation is found.
+    onnxruntime rounds in a way of its own: the activations of a layer have one range, which is
+    found on `images` [N, 28, 28, 1], training images from 0 to 1.
     """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -511,22 +525,24 @@ def quantize_onnx(content, images):
             return None if chunk is None else {"images": chunk}
 
     with tempfile.TemporaryDirectory() as folder:
-        original, prepared, int8 = (Path(folder) / x for x in ("float", "prepared", "int8"))
+        original = Path(folder, "original.onnx")
+        prepared = Path(folder, "prepared.onnx")
+        quantized = Path(folder, "quantized.onnx")
         original.write_bytes(content)
         quant_pre_process(original, prepared)  # BatchNorm becomes part of the convolutions
         quantization.quantize_static(
-            prepared, int8, Images(),
+            prepared, quantized, Images(),
             quant_format=quantization.QuantFormat.QOperator,  # the smaller of two forms
             activation_type=quantization.QuantType.QUInt8,
             per_channel=True,
-            # Weights take 7 bits: in processors without VNNI sums of 8-bit products overflow.
+            # Weights take 7 bits. With 8, x86 processors without VNNI saturate: wrong answers.
             reduce_range=True,
         )  # fmt: skip
-        return int8.read_bytes()
+        return quantized.read_bytes()
 
 
 def load_onnx(content):
-    """The function in an ONNX file, on one core: float32 images [B, H, W, C] to logits."""
+    """The function in an ONNX file, on one core: float32 images [B, 28, 28, 1] to logits [B, C]."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -544,8 +560,8 @@ def weigh(content):
 
 
 def check_answers(answer, logits, split):
-    """How a loaded file answers all images of a split: its accuracy, and against the original's
-    logits [N, classes] the number of other answers and the largest difference of a logit."""
+    """How a loaded file answers all images of a split: its accuracy, and against the network's own
+    logits [N, C] the number of other answers and the largest difference of a logit."""
     chunks = np.split(split.image, range(500, len(split.image), 500))
     answers = np.concatenate([answer(chunk / np.float32(255)) for chunk in chunks])
     return {
@@ -557,16 +573,17 @@ def check_answers(answer, logits, split):
 
 @contextlib.contextmanager
 def one_core():
-    """Keeps all threads of this process on one core, where the system lets it: on Linux."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    cores = os.sched_getaffinity(0)
-    try:
-        _keep_threads_on({min(cores)})
-        yield
-    finally:
-        _keep_threads_on(cores)
+    """Keeps JAX on the CPU and all threads of this process on one core. The latter needs Linux."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        if not hasattr(os, "sched_setaffinity"):
+            yield
+            return
+        cores = os.sched_getaffinity(0)
+        try:
+            _keep_threads_on({min(cores)})
+            yield
+        finally:
+            _keep_threads_on(cores)
 
 
 def _keep_threads_on(cores):
@@ -575,12 +592,12 @@ def _keep_threads_on(cores):
             os.sched_setaffinity(int(thread), cores)
 
 
-def measure_latency(answer, image_shape, turns=30):
+def measure_latency(answer, turns=30):
     """Milliseconds on one core for the answers to a batch of 1 and of 128: the median and the 95th
     percentile of some turns."""
     found = {}
     for batch_size in (1, 128):
-        images = np.zeros((batch_size, *image_shape), np.float32)
+        images = np.zeros((batch_size, *IMAGE_SHAPE), np.float32)
         answer(images)  # compiles
         times = []
         for _ in range(turns):
@@ -629,7 +646,8 @@ def default_teacher_recipe(config, data):
 
 
 def dense_recipe(config, data, seed, labels):
-    """How a student is trained on so many labels before it is compressed: as in script 15."""
+    """How a student is trained on so many labels before it is compressed: as in script 15, whose
+    epochs fall by a power law from 60 with 1,000 labels to 4 with 60,000."""
     epochs = max(1, round(60 * (1000 / labels) ** 0.66))
     rate = 4e-2 if labels < 10_000 else 2e-2
     batch_size = 128
@@ -648,7 +666,7 @@ def dense_recipe(config, data, seed, labels):
     return Recipe(seed, epochs, batch_size, rate, "onecycle")
 
 
-def make_compression_recipe(config, recipe):
+def compression_recipe(config, recipe):
     """How a student is trained while it is compressed, from its recipe before."""
     epochs = config.compression_epochs or max(1, recipe.epochs // 2)
     return recipe._replace(epochs=epochs, learning_rate=config.compression_learning_rate)
@@ -656,94 +674,96 @@ def make_compression_recipe(config, recipe):
 
 # %% The students of one seed
 
-# What rows call a distilled student whose teacher is left out when it is compressed.
-LABELS_ALONE = ", labels alone"
-
 
 class Student(NamedTuple):
-    """A student, and how it is shipped."""
+    """A trained student, and how it is shipped."""
 
-    name: str
-    network: nnx.Module  # as it was trained
-    is_int8: bool
+    group: str  # baseline, distilled, or distilled with its teacher left out meanwhile
+    compression: str  # a key of MARKERS
+    sparsity: float
+    network: nnx.Module
+
+    @property
+    def name(self):
+        return name_of(self.group, self.compression, self.sparsity)
+
+    @property
+    def is_int8(self):
+        return "int8" in self.compression
 
 
-def name_of_sparsity(sparsity):
-    return f"{100 * sparsity:.12g} % sparse"
+LEFT_OUT = "distilled, teacher left out"
 
 
-def compress(name, dense, labelled, teacher_logits, classes, recipe, config, run, ending=""):
-    """Compresses a trained student `dense` in all ways that go on training it, on labels and the
-    teacher's logits or, if they are None, on labels alone. Returns a list of Students, whose names
-    begin with `name` and have the `ending`."""
-    teaching = "labels alone" if teacher_logits is None else "labels and teacher"
-    about = f"{name}, seed {recipe.seed}, {teaching}"
+def name_of(group, compression, sparsity=0.0):
+    """What results and files call a student: "distilled, 80 % sparse int8"."""
+    if compression == "float32":
+        return group
+    if sparsity:
+        return f"{group}, {100 * sparsity:.12g} % {compression}"
+    return f"{group}, {compression}"
 
-    name_int8 = f"{name}, int8 in training{ending}"
-    experiment.print_heading(f"INT8 IN TRAINING: {about}")
-    int8 = train_int8(
-        name_int8, dense, labelled, teacher_logits, classes, recipe, run,
-        config.temperature, config.alpha,
-    )  # fmt: skip
-    students = [Student(name_int8, int8, is_int8=True)]
 
-    for sparsity in config.sparsities:
-        amount = name_of_sparsity(sparsity)
-        name_sparse = f"{name}, {amount}{ending}"
-        experiment.print_heading(f"{amount.upper()}: {about}")
-        sparse = train_sparse(
-            name_sparse, dense, sparsity, labelled, teacher_logits, recipe, run,
-            config.temperature, config.alpha,
-        )  # fmt: skip
+def compress(group, start, lesson, recipe, sparsities, run):
+    """Compresses a trained student in all ways that go on training it. Returns Students."""
+    teaching = "labels alone" if lesson.teacher_logits is None else "labels and teacher"
+    about = f"seed {recipe.seed}, {teaching}"
+    students = []
 
-        name_both = f"{name}, {amount} int8{ending}"
-        experiment.print_heading(f"{amount.upper()} INT8: {about}")
-        sparse_int8 = train_int8(
-            name_both, sparse, labelled, teacher_logits, classes, recipe, run,
-            config.temperature, config.alpha,
-        )  # fmt: skip
-        students.append(Student(name_sparse, sparse, is_int8=False))
-        students.append(Student(name_both, sparse_int8, is_int8=True))
+    # What the further epochs do by themselves.
+    name = name_of(group, "trained on")
+    experiment.print_heading(f"{name.upper()}: {about}")
+    network = train_sparse(name, start, 0.0, lesson, recipe, run)
+    students.append(Student(group, "trained on", 0.0, network))
+
+    name = name_of(group, "int8 in training")
+    experiment.print_heading(f"{name.upper()}: {about}")
+    network = train_int8(name, start, lesson, recipe, run)
+    students.append(Student(group, "int8 in training", 0.0, network))
+
+    for sparsity in sparsities:
+        name = name_of(group, "sparse", sparsity)
+        experiment.print_heading(f"{name.upper()}: {about}")
+        sparse = train_sparse(name, start, sparsity, lesson, recipe, run)
+        students.append(Student(group, "sparse", sparsity, sparse))
+
+        name = name_of(group, "sparse int8", sparsity)
+        experiment.print_heading(f"{name.upper()}: {about}")
+        network = train_int8(name, sparse, lesson, recipe, run)
+        students.append(Student(group, "sparse int8", sparsity, network))
     return students
+
+
+def round_after_training(group, network):
+    """The Student that is rounded to int8 at the end. It is a clone, since its row of the results
+    has no training: rounding costs none."""
+    return Student(group, "int8 after training", 0.0, nnx.clone(network))
 
 
 def train_students(teacher, labelled, classes, recipe, config, run):
     """Trains and compresses the students of one seed: the baseline, which never has a teacher, and
-    the distilled student, whose teacher stays or is left out while it is compressed. Returns a list
-    of Students."""
+    the distilled student, whose teacher is kept or left out while it is compressed. Returns
+    Students."""
     # The teacher never changes: its logits are computed once, and looked up by the images' index.
     teacher_logits = predict_by_index(teacher, labelled)
-    compression_recipe = make_compression_recipe(config, recipe)
+    alone = Lesson(labelled, classes, None, config.temperature, config.alpha)
+    with_teacher = alone._replace(teacher_logits=teacher_logits)
+    further = compression_recipe(config, recipe)
     about = f"seed {recipe.seed}, {len(labelled.label):,} labels"
 
     experiment.print_heading(f"BASELINE: {about}, no teacher")
-    baseline = train_dense("baseline", labelled, None, classes, recipe, run)
-    baselines = compress(
-        "baseline", baseline, labelled, None, classes, compression_recipe, config, run
-    )
-
+    baseline = train_dense("baseline", alone, recipe, run)
     experiment.print_heading(f"DISTILLED: {about}, and the teacher")
-    distilled = train_dense(
-        "distilled", labelled, teacher_logits, classes, recipe, run,
-        config.temperature, config.alpha,
-    )  # fmt: skip
-    with_teacher = compress(
-        "distilled", distilled, labelled, teacher_logits, classes, compression_recipe, config, run
-    )
-    labels_alone = compress(
-        "distilled", distilled, labelled, None, classes, compression_recipe, config, run,
-        LABELS_ALONE,
-    )  # fmt: skip
+    distilled = train_dense("distilled", with_teacher, recipe, run)
 
-    # Rounded after training is a clone, since it has no training of its own.
     return [
-        Student("baseline", baseline, is_int8=False),
-        Student("baseline, int8 after training", nnx.clone(baseline), is_int8=True),
-        *baselines,
-        Student("distilled", distilled, is_int8=False),
-        Student("distilled, int8 after training", nnx.clone(distilled), is_int8=True),
-        *with_teacher,
-        *labels_alone,
+        Student("baseline", "float32", 0.0, baseline),
+        round_after_training("baseline", baseline),
+        *compress("baseline", baseline, alone, further, config.sparsities, run),
+        Student("distilled", "float32", 0.0, distilled),
+        round_after_training("distilled", distilled),
+        *compress("distilled", distilled, with_teacher, further, config.sparsities, run),
+        *compress(LEFT_OUT, distilled, alone, further, config.sparsities, run),
     ]
 
 
@@ -752,47 +772,48 @@ def train_students(teacher, labelled, classes, recipe, config, run):
 CALIBRATION_IMAGES = 1000  # on which onnxruntime finds the range of each activation
 
 
-def ship(name, network, is_int8, run, seed, teacher_logits, in_full):
-    """Exports a network, weighs and checks its files, and adds a row to the results.
+def export_all(network, is_int8, data):
+    """What is to be shipped of a trained network: the network as it is in JAX, int8 or not, and its
+    files, {"stablehlo": bytes, "onnx": bytes}, the latter if it can be exported."""
+    original = network
+    shipped = network
+    if is_int8:  # the same weights in a student that does not round, for the quantisers to round
+        original = copy_weights(network, StudentCNN(data.classes, rngs=nnx.Rngs(0)))
+        shipped = quantize_after_training(original)
+
+    contents = {"stablehlo": export_stablehlo(shipped)}
+    if HAS_ONNX:
+        contents["onnx"] = export_onnx(original)
+    if HAS_ONNX and is_int8:
+        images = data.train.image[:CALIBRATION_IMAGES] / np.float32(255)
+        contents["onnx"] = quantize_onnx(contents["onnx"], images)
+    return shipped, contents
+
+
+def ship(student, run, seed, teacher_logits, is_timed):
+    """Exports a Student, weighs and checks its files, and adds a row to the results.
 
     Args:
-      network: the teacher or a student, as it was trained.
-      is_int8: whether to ship it as int8.
       teacher_logits: of the test images, [N, C].
-      in_full: whether to check the StableHLO file, and to measure latencies.
+      is_timed: whether to measure latencies, too, and to check StableHLO: JAX has to compile it.
     """
-    data = run.data
-    image_shape = data.train.image.shape[1:]
-    if is_int8:
-        # The original is the student that was trained, without the rounding.
-        fresh = StudentCNN(data.classes, image_shape, rngs=nnx.Rngs(0))
-        original = copy_weights(network, fresh)
-        shipped = quantize_after_training(original, data.train.image[:1] / np.float32(255))
-    else:
-        original = shipped = network
-    logits = predict(shipped, data.test)
-
-    contents = {"stablehlo": export_stablehlo(shipped, image_shape)}
-    if HAS_ONNX:
-        contents["onnx"] = export_onnx(original, image_shape)
-        if is_int8:
-            images = data.train.image[:CALIBRATION_IMAGES] / np.float32(255)
-            contents["onnx"] = quantize_onnx(contents["onnx"], images)
-
+    shipped, contents = export_all(student.network, student.is_int8, run.data)
+    logits = predict(shipped, run.data.test)
     files = {}
     for kind, content in contents.items():
-        experiment.write_whole(path_of_export(run.folder, name, seed, kind), content)
-        files[kind] = weigh(content)
-        if kind == "onnx" or in_full:  # JAX compiles what it checks, which takes seconds
-            load = {"stablehlo": load_stablehlo, "onnx": load_onnx}[kind]
-            answer = load(content)
-            files[kind] |= check_answers(answer, logits, data.test)
-        if in_full:
+        experiment.write_whole(path_of_export(run.folder, student.name, seed, kind), content)
+        file = weigh(content)
+        answer = load_stablehlo(content) if kind == "stablehlo" else load_onnx(content)
+        if is_timed or kind == "onnx":
+            file |= check_answers(answer, logits, run.data.test)
+        if is_timed:
             with one_core():
-                files[kind]["latency_ms"] = measure_latency(answer, image_shape)
+                file["latency_ms"] = measure_latency(answer)
+        files[kind] = file
     run.add_row(
-        name, network, logits, seed=seed, teacher_logits=teacher_logits,
-        sparsity=measure_sparsity(original), files=files,
+        student.name, student.network, logits, seed=seed, teacher_logits=teacher_logits,
+        group=student.group, compression=student.compression, sparsity=student.sparsity,
+        zeros=measure_sparsity(student.network), files=files,
     )  # fmt: skip
 
 
@@ -804,52 +825,51 @@ def path_of_export(folder, name, seed, kind):
 # %% Figure, table and summary
 
 MARKERS = {
+    "float32": "o",
+    "trained on": "P",
     "int8 after training": "v",
     "int8 in training": "^",
-    "sparse int8": "*",
     "sparse": "s",
-    "float32": "o",
+    "sparse int8": "*",
 }
-COLOURS = plots.COLOURS | {"distilled, labels alone": "tab:green"}
+COLOURS = plots.COLOURS | {LEFT_OUT: "tab:green"}
 
 
-def kind_of(name):
-    """How a network was compressed, by its name: a key of MARKERS."""
-    for kind in MARKERS:
-        if kind in name:
-            return kind
-    return "float32"
+def accuracies_of_files(run, name, kind):
+    """The accuracies in percent of a network's files, one a seed. Where a file was not checked, it
+    is StableHLO, which computes what the network itself does."""
+    accuracies = []
+    for files, accuracy in zip(run.values(name, "files"), run.accuracies(name), strict=True):
+        checked = "accuracy" in files[kind]
+        accuracies.append(100 * files[kind]["accuracy"] if checked else accuracy)
+    return accuracies
 
 
-def owner_of(name):
-    """Whose networks a name is one of: a key of COLOURS."""
-    owner = name.split(",")[0]
-    return owner + LABELS_ALONE if name.endswith(LABELS_ALONE) else owner
-
-
-def draw(run, names):
-    """Draws the frontier of size and errors: a small mark for each seed, a large one for the mean.
-    The size is that of the first seed's file, packed: ONNX if it could be exported."""
+def draw(run):
+    """Draws size and errors of the files: a small mark for each seed, a large one for the mean. The
+    size is that of the first seed's file: ONNX if it could be exported."""
     kind = "onnx" if HAS_ONNX else "stablehlo"
-    figure = Figure(figsize=(plots.WIDTH, 4.6), layout="constrained")
+    figure = Figure(figsize=(plots.WIDTH, 4.8), layout="constrained")
     axes = figure.subplots()
-    for name in names:
-        kilobytes = run.values(name, "files")[0][kind]["gzip_bytes"] / 1000
-        errors = plots.to_errors(run.accuracies(name), run.data)
-        look = {"marker": MARKERS[kind_of(name)], "color": COLOURS[owner_of(name)]}
+    first_rows = {}  # of each name
+    for row in run.rows:
+        first_rows.setdefault(row["name"], row)
+    for name, row in first_rows.items():
+        kilobytes = row["files"][kind]["gzip_bytes"] / 1000
+        errors = plots.to_errors(accuracies_of_files(run, name, kind), run.data)
+        look = {"marker": MARKERS[row["compression"]], "color": COLOURS[row["group"]]}
         axes.plot([kilobytes] * len(errors), errors, linestyle="", alpha=0.3, **look)
         axes.plot(kilobytes, errors.mean(), linestyle="", markersize=9, **look)
-        if "sparse" in name and owner_of(name) == "distilled":
-            share = name.removeprefix("distilled, ").split(" sparse")[0]
-            place = (kilobytes, errors.mean())
+        if row["sparsity"] and row["group"] == "distilled":
+            share, place = f"{100 * row['sparsity']:.12g} %", (kilobytes, errors.mean())
             axes.annotate(share, place, (0, -12), textcoords="offset points", ha="center", va="top")
 
-    for owner in dict.fromkeys(map(owner_of, names)):
-        axes.plot([], [], "o", color=COLOURS[owner], label=owner)
-    for marker_kind in dict.fromkeys(map(kind_of, names)):
-        axes.plot([], [], MARKERS[marker_kind], color="0.2", label=marker_kind)
-    axes.legend(ncols=2)
-    axes.set(xscale="log", yscale="log", xlabel=f"size of the file, packed, in kilobytes ({kind})")
+    for group in dict.fromkeys(row["group"] for row in run.rows):
+        axes.plot([], [], "o", color=COLOURS[group], label=group)
+    for compression in dict.fromkeys(row["compression"] for row in run.rows):
+        axes.plot([], [], MARKERS[compression], color="0.2", label=compression)
+    axes.legend(ncols=2, fontsize="small")
+    axes.set(xscale="log", yscale="log", xlabel=f"kilobytes of the {kind} file, packed by gzip")
     axes.set_ylabel(f"{run.data.scored_on} errors, %")
     plots.write_out_numbers(axes.xaxis)
     plots.write_out_numbers(axes.yaxis)
@@ -857,74 +877,78 @@ def draw(run, names):
     return figure
 
 
-def shipped_name(run):
-    """The student with everything: distilled, pruned by the first sparsity, int8 in training."""
-    return f"distilled, {name_of_sparsity(run.config.sparsities[0])} int8"
+def smallest_student(run):
+    """The name of the student that is shipped: distilled, pruned by the first sparsity, int8."""
+    return name_of("distilled", "sparse int8", run.config.sparsities[0])
 
 
-def count_times_fewer(run, name, kind, key):
-    """How many times fewer bytes a network's file has than the teacher's. `key` is "bytes" or
+def times_smaller(run, name, kind, key):
+    """How many times fewer bytes than the teacher's a network's file has. `key` is "bytes" or
     "gzip_bytes"."""
     teacher_bytes = run.values("teacher", "files")[0][kind][key]
     return teacher_bytes / run.values(name, "files")[0][kind][key]
 
 
 def say_what_is_saved(run, kind):
-    """The figure's message: how much smaller the shipped student is than its teacher, and how much
-    less accurate than the distilled student in float32."""
-    name = shipped_name(run)
-    times = count_times_fewer(run, name, kind, "gzip_bytes")
-    lost = np.mean(run.accuracies("distilled")) - np.mean(run.accuracies(name))
-    seed = " (one seed)" if len(run.accuracies(name)) == 1 else ""
-    points = plots.signed_points(-lost)
-    return f"{times:.0f} times fewer bytes than the teacher, {points} against float32{seed}"
+    """The figure's message: how much smaller than its teacher the shipped student is, and how
+    accurate beside the distilled student in float32."""
+    name = smallest_student(run)
+    times = times_smaller(run, name, kind, "gzip_bytes")
+    accuracies = accuracies_of_files(run, name, kind)
+    change = np.mean(accuracies) - np.mean(accuracies_of_files(run, "distilled", kind))
+    seed = " (one seed)" if len(accuracies) == 1 else ""
+    points = plots.signed_points(change)
+    return f"Shipped: {times:.0f} times smaller than the teacher, {points} against float32{seed}"
 
 
-def print_files(run, names):
-    """Prints what each network's files of the first seed weigh, and how long they take."""
-    experiment.print_heading(f"FILES OF SEED {run.config.seed}")
-    print(f"{'':42} {'':9}   on disk     packed  accuracy  batch of 1, 95 %    of 128, 95 %")
-    for name in names:
+def print_files(run):
+    """Prints what each network's files of the first seed weigh, and how long their answers take."""
+    experiment.print_heading(
+        f"FILES OF SEED {run.config.seed}, MILLISECONDS: MEDIAN, 95TH PERCENTILE"
+    )
+    print(f"{'':42} {'':9}   on disk     packed  accuracy      a batch of 1           of 128")
+    for name in dict.fromkeys(row["name"] for row in run.rows):
         for kind, file in run.values(name, "files")[0].items():
             line = f"{name:42} {kind:9}"
             line += f"{file['bytes'] / 1000:7.1f} kB {file['gzip_bytes'] / 1000:7.1f} kB"
             if "accuracy" in file:
                 line += f"{100 * file['accuracy']:8.2f} %"
             for times in file.get("latency_ms", {}).values():
-                line += f"{times['median']:8.2f}, {times['p95']:6.2f} ms"
+                line += f"{times['median']:8.2f}, {times['p95']:6.2f}  "
             print(line)
 
 
-def summarise_compression(run, names):
-    """The summary's lines: what each compression costs, what the teacher saves, and the files."""
+def summarise_compression(run):
+    """The summary's lines: what each compression costs, what the teacher is worth meanwhile, and
+    what the files are."""
     lines = {}
-    for name in names:
-        owner = name.split(",")[0]
-        if name == owner:
+    for row in run.rows:
+        name, group, compression = row["name"], row["group"], row["compression"]
+        if compression == "float32":
             continue
-        if name.endswith(LABELS_ALONE):
-            taught = name.removesuffix(LABELS_ALONE)
-            how = taught.removeprefix("distilled, ")
-            lines[f"teacher kept − left out, {how}"] = run.compare(taught, name)
+        if group == LEFT_OUT:
+            kept = name_of("distilled", compression, row["sparsity"])
+            how = kept.removeprefix("distilled, ")
+            lines[f"teacher kept − left out, {how}"] = run.compare(kept, name)
         else:
-            lines[f"{name} − float32"] = run.compare(name, owner)
+            lines[f"{name} − float32"] = run.compare(name, group)
 
     kinds = run.rows[0]["files"]
     for kind in kinds:
         checked = [
             row["files"][kind] for row in run.rows
-            if "int8" not in row["name"] and "accuracy" in row["files"][kind]
+            if "int8" not in row["compression"] and "accuracy" in row["files"][kind]
         ]  # fmt: skip
         different = sum(file["different_answers"] for file in checked)
         largest = max(file["largest_difference"] for file in checked)
-        lines[f"{kind} of {len(checked)} float32 networks"] = (
-            f"{different} answers differ from the original's, logits by {largest:.1g} at most"
+        lines[f"{kind}, {len(checked)} float32 networks"] = (
+            f"{different} answers differ from the network's, logits by {largest:.1g} at most"
         )
-        name = shipped_name(run)
-        packed = count_times_fewer(run, name, kind, "gzip_bytes")
-        on_disk = count_times_fewer(run, name, kind, "bytes")
+        name = smallest_student(run)
+        packed = times_smaller(run, name, kind, "gzip_bytes")
+        on_disk = times_smaller(run, name, kind, "bytes")
         lines[f"{kind}, {name}"] = (
-            f"{packed:.0f} times fewer bytes than the teacher's, packed; {on_disk:.0f} on disk"
+            f"{packed:.0f} times smaller than the teacher, packed; {on_disk:.0f} times on disk"
         )
     if "onnx" not in kinds:
         lines["onnx is not installed"] = HOW_TO_HAVE_ONNX
@@ -932,8 +956,8 @@ def summarise_compression(run, names):
 
 
 # %% Main
-# One teacher; then, for each seed, two students and what they are compressed to. All are shipped;
-# those that kept their teacher are checked and timed in full, for the first seed.
+# One teacher; then, for each seed, two students and what they are compressed to. All are exported.
+# Of the first seed the distilled students that kept their teacher are timed, beside the teacher.
 
 
 def main(config):
@@ -957,18 +981,16 @@ def main(config):
         teacher = train_teacher(data, teacher_recipe, run)
     teacher_logits = predict(teacher, data.test)
     teacher_seed = run.training_of(teacher).seed
-    ship("teacher", teacher, False, run, teacher_seed, teacher_logits, in_full=True)
+    as_it_is = Student("teacher", "float32", 0.0, teacher)
+    ship(as_it_is, run, teacher_seed, teacher_logits, is_timed=True)
 
     for labelled, recipe in students_to_train:
-        students = train_students(teacher, labelled, data.classes, recipe, config, run)
-        for name, network, is_int8 in students:
-            kept_teacher = name.startswith("distilled") and not name.endswith(LABELS_ALONE)
-            in_full = kept_teacher and recipe.seed == config.seed
-            ship(name, network, is_int8, run, recipe.seed, teacher_logits, in_full)
+        for student in train_students(teacher, labelled, data.classes, recipe, config, run):
+            is_timed = recipe.seed == config.seed and student.group == "distilled"
+            ship(student, run, recipe.seed, teacher_logits, is_timed)
 
-    names = list(dict.fromkeys(row["name"] for row in run.rows))
-    print_files(run, names)
-    return run.finish(draw(run, names), summarise_compression(run, names))
+    print_files(run)
+    return run.finish(draw(run), summarise_compression(run))
 
 
 if __name__ == "__main__":

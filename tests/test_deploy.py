@@ -87,7 +87,7 @@ def pruned_weights_come_back(script):
 
 def a_layer_is_not_rounded_in_training(script):
     """Rounding twice is rounding once: weights on int8's grid give the same logits, to the bit."""
-    student = nnx.clone(script.make_rounding_student(10, SHAPE))
+    student = nnx.clone(script.make_rounding_student(10))
     script.copy_weights(make_student(script), student)
 
     @nnx.jit
@@ -114,7 +114,8 @@ def a_layer_is_not_rounded_in_training(script):
 def labels_alone_have_a_teacher(script):
     labelled = utils.load_data("digits").train.take(np.arange(32))
     recipe = experiment.Recipe(0, 1, 32, 1e-2, "constant")
-    [batch] = script.make_batches(labelled, recipe, 1, None)
+    lesson = script.Lesson(labelled, 10, None, 3.0, 0.5)
+    [batch] = script.make_batches(lesson, recipe, 1)
     assert "teacher_logits" not in batch
 
 
@@ -128,8 +129,8 @@ MUSEUM = {
         (SCRIPT, "    student.conv1.conv_general_dilated = jax.lax.conv_general_dilated\n", ""),
     ],
     labels_alone_have_a_teacher: [
-        (SCRIPT, "tables = {} if teacher_logits is None else",
-         "tables = {'teacher_logits': np.zeros((1437, 10))} if teacher_logits is None else"),
+        (SCRIPT, "    tables = {}\n",
+         "    tables = {'teacher_logits': np.zeros((1437, 10), np.float32)}\n"),
     ],
 }  # fmt: skip
 BUGS = [(check, *bug) for check, bugs in MUSEUM.items() for bug in bugs]
@@ -215,7 +216,7 @@ def test_a_compression_learns_by_script_15_s_optimizer(script):
 
 def test_weights_after_training_are_int8_with_a_scale_for_each_output(script):
     student = make_student(script)
-    int8 = script.quantize_after_training(student, IMAGES[:1])
+    int8 = script.quantize_after_training(student)
     for name in ("conv1", "conv2", "dense1", "dense2"):
         kernel = np.asarray(getattr(student, name).kernel[...])
         quantized = getattr(int8, name).kernel.array
@@ -232,32 +233,29 @@ def test_weights_after_training_are_int8_with_a_scale_for_each_output(script):
 
 def test_rounding_costs_little_and_something(script):
     student = make_student(script)
-    int8 = script.quantize_after_training(student, IMAGES[:1])
+    int8 = script.quantize_after_training(student)
     difference = np.abs(answer(int8) - answer(student)).max()
     assert 0 < difference < 0.1 * np.abs(answer(student)).max()
 
 
 def test_each_image_has_scales_of_its_own(script):
-    """A bright image beside it does not change an answer, nor does what qwix was shown."""
-    student = make_student(script)
-    int8 = script.quantize_after_training(student, IMAGES[:1])
-    other = script.quantize_after_training(student, 100 * IMAGES)
+    """A bright image beside it does not change an answer."""
+    int8 = script.quantize_after_training(make_student(script))
     together = np.concatenate([IMAGES[:1], 50 * IMAGES[1:]])
     np.testing.assert_allclose(answer(int8, together)[0], answer(int8, IMAGES[:1])[0], atol=1e-4)
-    np.testing.assert_allclose(answer(other), answer(int8), atol=1e-4)
 
 
 def test_what_rounds_in_training_answers_like_int8_after_it(script):
     student = make_student(script)
-    rounding = nnx.clone(script.make_rounding_student(10, SHAPE))
+    rounding = nnx.clone(script.make_rounding_student(10))
     script.copy_weights(student, rounding)
-    int8 = script.quantize_after_training(student, IMAGES[:1])
+    int8 = script.quantize_after_training(student)
     np.testing.assert_allclose(answer(rounding), answer(int8), atol=1e-3)
     assert np.abs(answer(rounding) - answer(student)).max() > 1e-3
 
 
 def test_the_gradient_passes_through_the_rounding(script, labelled):
-    student = nnx.clone(script.make_rounding_student(10, SHAPE))
+    student = nnx.clone(script.make_rounding_student(10))
     script.copy_weights(make_student(script), student)
     before = kernels_of(student)
     optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
@@ -266,7 +264,7 @@ def test_the_gradient_passes_through_the_rounding(script, labelled):
 
 
 def test_copies_of_the_rounding_student_share_nothing_but_their_class(script):
-    template = script.make_rounding_student(10, SHAPE)
+    template = script.make_rounding_student(10)
     before = experiment.fingerprint(template)
     one, other = nnx.clone(template), nnx.clone(template)
     script.copy_weights(make_student(script, 1), one)
@@ -288,9 +286,8 @@ def test_with_teacher_or_without_a_step_is_script_15_s(script, labelled, kd):
             student = module.StudentCNN(rngs=nnx.Rngs(3))
             optimizer = nnx.Optimizer(student, optax.sgd(0.1), wrt=nnx.Param)
             if module is script:
-                logits = batch.get("teacher_logits")
-                step = script.make_step(student, optimizer, logits, 2.0, 0.3)
-                step(batch)
+                lesson = script.Lesson(labelled, 10, batch.get("teacher_logits"), 2.0, 0.3)
+                script.make_step(student, optimizer, lesson)(batch)
             elif with_teacher:
                 kd.train_student_step(student, None, optimizer, batch, 2.0, 0.3)
             else:
@@ -304,12 +301,13 @@ def test_a_sparse_student_ends_sparse_and_leaves_the_dense_one_alone(script, lab
     before = experiment.fingerprint(dense)
     recipe = experiment.Recipe(0, 2, 32, 1e-3, "onecycle")
     run = make_run(tmp_path, utils.load_data("digits"))
-    sparse = script.train_sparse("x", dense, 0.9, labelled, None, recipe, run)
+    lesson = script.Lesson(labelled, 10, None, 3.0, 0.5)
+    sparse = script.train_sparse("x", dense, 0.9, lesson, recipe, run)
     assert experiment.fingerprint(dense) == before
     assert script.measure_sparsity(sparse) == pytest.approx(0.9, abs=1e-4)
     kept = kernels_of(sparse) != 0
     assert np.abs(kernels_of(dense)[kept]).mean() > 2 * np.abs(kernels_of(dense)[~kept]).mean()
-    both = script.train_int8("y", sparse, labelled, None, 10, recipe, run)
+    both = script.train_int8("y", sparse, lesson, recipe, run)
     np.testing.assert_array_equal(kernels_of(both) == 0, ~kept)
     assert (kernels_of(both)[kept] != kernels_of(sparse)[kept]).mean() > 0.5
     weights = experiment.load_network(tmp_path, "x", script.StudentCNN(rngs=nnx.Rngs(1)))
@@ -323,8 +321,8 @@ def test_a_sparse_student_ends_sparse_and_leaves_the_dense_one_alone(script, lab
 def test_stablehlo_answers_like_the_network_for_batches_of_any_size(script, is_int8):
     network = make_student(script)
     if is_int8:
-        network = script.quantize_after_training(network, IMAGES[:1])
-    content = script.export_stablehlo(network, SHAPE)
+        network = script.quantize_after_training(network)
+    content = script.export_stablehlo(network)
     load_again = script.load_stablehlo(content)
     for images in (IMAGES[:1], IMAGES):
         np.testing.assert_allclose(load_again(images), answer(network, images), atol=2e-3)
@@ -335,7 +333,7 @@ def test_stablehlo_answers_like_the_network_for_batches_of_any_size(script, is_i
 @ONNX
 def test_onnx_answers_like_the_network_for_batches_of_any_size(script):
     for network in (make_student(script), script.TeacherCNN(rngs=nnx.Rngs(0))):
-        content = script.export_onnx(network, SHAPE)
+        content = script.export_onnx(network)
         load_again = script.load_onnx(content)
         for images in (IMAGES[:1], IMAGES):
             np.testing.assert_allclose(load_again(images), answer(network, images), atol=1e-4)
@@ -346,7 +344,7 @@ def test_onnx_keeps_pooling_whole(script):
     """As an operation of its own, which runtimes know to be fast."""
     import onnx
 
-    model = onnx.load_from_string(script.export_onnx(make_student(script), SHAPE))
+    model = onnx.load_from_string(script.export_onnx(make_student(script)))
     operations = [node.op_type for node in model.graph.node]
     assert operations.count("MaxPool") == operations.count("Conv") == 2
     assert not {"Less", "Where", "GatherND"} & set(operations)
@@ -361,7 +359,7 @@ def test_int8_onnx_is_small_right_and_safe_from_overflow(script, digits):
 
     student = make_student(script)
     script.prune(student, 0.8)
-    original = script.export_onnx(student, SHAPE)
+    original = script.export_onnx(student)
     content = script.quantize_onnx(original, digits.train.image[:200] / np.float32(255))
     assert len(content) < 0.3 * len(original)
     model = onnx.load_from_string(content)
@@ -449,7 +447,7 @@ def test_latency_is_the_median_and_the_95th_percentile(script, monkeypatch):
         clock[0] += 5.0 if turn == 1 else slow
 
     monkeypatch.setattr(script.time, "perf_counter", lambda: clock[0])
-    found = script.measure_latency(load_again, SHAPE, turns=30)
+    found = script.measure_latency(load_again, turns=30)
     for size in ("1", "128"):
         assert found[size]["median"] == pytest.approx(2)
         assert found[size]["p95"] == pytest.approx(9)
@@ -478,26 +476,27 @@ def watched(script, digits, tmp_path_factory):
 
 
 TIMES = {"median": 1.0, "p95": 2.0}
-COMPRESSIONS = ("int8 in training", "90 % sparse", "90 % sparse int8")
+GROUPS = ("baseline", "distilled", "distilled, teacher left out")
+COMPRESSIONS = ("trained on", "int8 in training", "90 % sparse", "90 % sparse int8")
 
 
 def test_what_is_trained(watched):
     _, trainings, _ = watched
     of_students = [f"{owner}, {how}" for owner in ("baseline", "distilled") for how in COMPRESSIONS]
-    without = [f"distilled, {how}, labels alone" for how in COMPRESSIONS]
+    without = [f"distilled, teacher left out, {how}" for how in COMPRESSIONS]
     assert set(trainings) == {"teacher", "baseline", "distilled", *of_students, *without}
 
 
 def test_only_distilled_students_are_shown_the_teacher(watched):
     _, trainings, _ = watched
     for name, training in trainings.items():
-        has_teacher = name.startswith("distilled") and not name.endswith("labels alone")
+        has_teacher = name.startswith("distilled") and "left out" not in name
         for batch in training.batches:
             assert ("teacher_logits" in batch) == has_teacher, name
             if has_teacher:
-                assert training.given["temperature"] == 2.0
-                assert training.given["alpha"] == 0.25
-                want = training.given["teacher_logits"][batch["index"]]
+                lesson = training.given["lesson"]
+                assert (lesson.temperature, lesson.alpha) == (2.0, 0.25)
+                want = lesson.teacher_logits[batch["index"]]
                 np.testing.assert_array_equal(batch["teacher_logits"], want)
 
 
@@ -506,7 +505,7 @@ def test_the_teacher_is_frozen_and_its_logits_are_of_the_batch(watched):
     teacher = trainings["teacher"]
     labelled = trainings["distilled"].split
     want = utils.predict(teacher.model, labelled)
-    table = trainings["distilled, 90 % sparse int8"].given["teacher_logits"]
+    table = trainings["distilled, 90 % sparse int8"].given["lesson"].teacher_logits
     np.testing.assert_allclose(table[labelled.index], want, atol=1e-3)
 
 
@@ -517,30 +516,21 @@ def test_both_students_start_alike_and_see_the_same_batches(watched):
     np.testing.assert_array_equal(baseline.shown("index"), distilled.shown("index"))
     assert len(baseline.split.label) == 64
     for how in COMPRESSIONS:
-        shown = [
-            trainings[name].shown("index")
-            for name in (f"baseline, {how}", f"distilled, {how}", f"distilled, {how}, labels alone")
-        ]
+        shown = [trainings[f"{group}, {how}"].shown("index") for group in GROUPS]
         np.testing.assert_array_equal(shown[0], shown[1])
         np.testing.assert_array_equal(shown[0], shown[2])
 
 
 def test_a_compression_starts_from_the_student_that_is_named(watched, script):
     _, trainings, _ = watched
-    for owner in ("baseline", "distilled"):
-        dense = trainings[owner].model
+    for group in GROUPS:
+        dense = trainings[group.split(",")[0]].model
+        sparse = trainings[f"{group}, 90 % sparse"].model
         for how in COMPRESSIONS:
-            for ending in ("", ", labels alone"):
-                name = f"{owner}, {how}{ending}"
-                if name not in trainings:
-                    continue
-                given = trainings[name].given
-                if how.endswith("sparse int8"):
-                    sparse = trainings[name.replace(" int8", "")].model
-                    assert given["start"] is sparse
-                else:
-                    assert given.get("dense", given.get("start")) is dense
-    assert trainings["distilled, 90 % sparse"].given["sparsity"] == 0.9
+            wanted = sparse if how == "90 % sparse int8" else dense
+            assert trainings[f"{group}, {how}"].given["start"] is wanted
+        assert trainings[f"{group}, 90 % sparse"].given["sparsity"] == 0.9
+        assert trainings[f"{group}, trained on"].given["sparsity"] == 0
 
 
 def test_the_recipes(watched):
@@ -562,7 +552,8 @@ def test_rows_are_of_what_is_shipped(watched, script, digits):
     assert len(rows) == len(report["results"]) == len(trainings) + 2  # int8 after training
     for name, row in rows.items():
         share = 0.9 if "90 %" in name else 0.0
-        assert row["sparsity"] == pytest.approx(share, abs=1e-3), name
+        assert row["sparsity"] == share
+        assert row["zeros"] == pytest.approx(share, abs=1e-3), name
         assert row["params"] == (946_954 if name == "teacher" else 56_810)
         assert row["seed"] == (3 if name == "teacher" else 7)
     test = digits.test.take(np.arange(100))
@@ -571,7 +562,7 @@ def test_rows_are_of_what_is_shipped(watched, script, digits):
         network = script.StudentCNN(rngs=nnx.Rngs(9))
         network = experiment.load_network(folder, owner, network)
         if "int8" in name:
-            network = script.quantize_after_training(network, IMAGES[:1])
+            network = script.quantize_after_training(network)
         logits = utils.predict(network, test)
         assert rows[name]["test_errors"] == (logits.argmax(-1) != test.label).sum()
     after = rows["distilled, int8 after training"]
@@ -584,8 +575,7 @@ def test_files_are_there_and_as_the_rows_say(watched, script, digits):
     kinds = ["stablehlo", "onnx"] if script.HAS_ONNX else ["stablehlo"]
     for row in report["results"]:
         assert list(row["files"]) == kinds
-        kept_teacher = row["name"].startswith("distilled") and "alone" not in row["name"]
-        in_full = row["name"] == "teacher" or kept_teacher
+        in_full = row["group"] in ("teacher", "distilled")
         for kind, file in row["files"].items():
             path = script.path_of_export(folder, row["name"], row["seed"], kind)
             assert file["bytes"] == len(path.read_bytes())
@@ -616,17 +606,38 @@ def test_without_onnx_there_is_stablehlo_and_the_summary_says_how_to_have_it(
     monkeypatch.setattr(script, "HAS_ONNX", False)
     run = make_run(tmp_path, digits, script.Config(sparsities=(0.5,)))
     (tmp_path / "exports").mkdir()
-    student = make_student(script)
-    logits = utils.predict(student, digits.test)
+    network = make_student(script)
+    logits = utils.predict(network, digits.test)
     monkeypatch.setattr(script, "measure_latency", lambda *_: {"1": TIMES, "128": TIMES})
-    for name in ("teacher", "distilled", "distilled, 50 % sparse int8"):
-        script.ship(name, student, False, run, 0, logits, in_full=True)
+    for group, compression in (("teacher", "float32"), ("distilled", "float32"),
+                               ("distilled", "sparse int8")):  # fmt: skip
+        sparsity = 0.5 if compression == "sparse int8" else 0.0
+        student = script.Student(group, compression, sparsity, network)
+        script.ship(student, run, 0, logits, is_timed=group == "teacher")
     assert all(list(row["files"]) == ["stablehlo"] for row in run.rows)
     assert {path.suffix for path in tmp_path.glob("exports/*")} == {".stablehlo"}
-    lines = script.summarise_compression(run, [row["name"] for row in run.rows])
+    lines = script.summarise_compression(run)
     [hint] = [line for what, line in lines.items() if "not installed" in what]
     assert "pip install -r examples/requirements-export.txt" in hint
-    assert script.draw(run, [row["name"] for row in run.rows])
+    assert script.draw(run)
+
+
+def test_the_figure_shows_the_accuracy_of_the_file_on_its_axis(script, tmp_path, digits):
+    """Of an int8 network onnxruntime's, which rounds in its own way."""
+    run = make_run(tmp_path, digits)
+    files = {"onnx": {"accuracy": 0.5}, "stablehlo": {}}
+    run.rows.append({"name": "x", "test_accuracy": 0.75, "files": files})
+    assert script.accuracies_of_files(run, "x", "onnx") == [50.0]
+    assert script.accuracies_of_files(run, "x", "stablehlo") == [75.0]
+
+
+def test_names_tell_group_compression_and_share(script):
+    assert script.name_of("distilled", "float32") == "distilled"
+    assert script.name_of("baseline", "sparse int8", 0.8) == "baseline, 80 % sparse int8"
+    assert script.name_of(script.LEFT_OUT, "sparse", 0.975) == (
+        "distilled, teacher left out, 97.5 % sparse"
+    )
+    assert script.name_of("distilled", "trained on") == "distilled, trained on"
 
 
 def test_the_exporters_are_needed_by_nothing_else(script):

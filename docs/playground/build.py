@@ -128,7 +128,7 @@ def kind_of(name):
     [*_, (_, _, shipped)] = NETWORKS
     if name == shipped:
         return "shipped"
-    if name.endswith(", labels alone"):
+    if name.startswith("distilled, teacher left out"):
         return "alone"
     for kind in SCRIPTS:
         if name.startswith(kind):
