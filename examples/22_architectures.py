@@ -627,12 +627,12 @@ def write_below(axes, text, x, y):
 
 
 def find_frontier(places):
-    """Those of the places (milliseconds, errors) that no other beats in one without losing in the
-    other, from fast to slow."""
+    """Those of the places (cost, errors) that no other beats in one without losing in the other,
+    from cheap to dear. A cost may be milliseconds or bytes."""
     frontier = []
-    for milliseconds, errors in sorted(places):
+    for cost, errors in sorted(places):
         if not frontier or errors < frontier[-1][1]:
-            frontier.append((milliseconds, errors))
+            frontier.append((cost, errors))
     return frontier
 
 

@@ -845,25 +845,42 @@ def accuracies_of_files(run, name, kind):
     return accuracies
 
 
+def find_frontier(places):
+    """Those of the places (cost, errors) that no other beats in one without losing in the other,
+    from cheap to dear. A cost may be milliseconds or bytes."""
+    frontier = []
+    for cost, errors in sorted(places):
+        if not frontier or errors < frontier[-1][1]:
+            frontier.append((cost, errors))
+    return frontier
+
+
 def draw(run):
-    """Draws size and errors of the files: a small mark for each seed, a large one for the mean. The
-    size is that of the first seed's file: ONNX if it could be exported."""
+    """Draws size and errors of the files, a small mark for each seed, a large one for the mean, and
+    a grey line through the files that no other beats in both. The size is that of the first seed's
+    file: ONNX if it could be exported."""
     kind = "onnx" if HAS_ONNX else "stablehlo"
     figure = Figure(figsize=(plots.WIDTH, 4.8), layout="constrained")
     axes = figure.subplots()
+    places = []  # (kilobytes, errors) of all networks
     first_rows = {}  # of each name
     for row in run.rows:
         first_rows.setdefault(row["name"], row)
     for name, row in first_rows.items():
         kilobytes = row["files"][kind]["gzip_bytes"] / 1000
         errors = plots.to_errors(accuracies_of_files(run, name, kind), run.data)
+        places.append((kilobytes, errors.mean()))
         look = {"marker": MARKERS[row["compression"]], "color": COLOURS[row["group"]]}
         axes.plot([kilobytes] * len(errors), errors, linestyle="", alpha=0.3, **look)
         axes.plot(kilobytes, errors.mean(), linestyle="", markersize=9, **look)
         if row["sparsity"] and row["group"] == "distilled":
-            share, place = f"{100 * row['sparsity']:.12g} %", (kilobytes, errors.mean())
-            axes.annotate(share, place, (0, -12), textcoords="offset points", ha="center", va="top")
+            share = f"{100 * row['sparsity']:.12g} %"
+            axes.annotate(
+                share, places[-1], (0, -12), textcoords="offset points", ha="center", va="top"
+            )
 
+    frontier = find_frontier(places)
+    axes.plot(*zip(*frontier, strict=True), color="0.7", zorder=0)
     for group in dict.fromkeys(row["group"] for row in run.rows):
         axes.plot([], [], "o", color=COLOURS[group], label=group)
     for compression in dict.fromkeys(row["compression"] for row in run.rows):
