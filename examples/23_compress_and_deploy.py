@@ -612,8 +612,8 @@ def measure_latency(answer, turns=30):
 
 
 # %% Settings
-# What a flag leaves open is chosen here. Rates, epochs, temperature and alpha were searched on
-# validation images (docs/provenance.md).
+# What a flag leaves open is chosen here. The students are trained as in script 15 before they are
+# compressed, and then for half as many epochs.
 
 
 def fill_in_defaults(config, data):
@@ -685,7 +685,7 @@ class Student(NamedTuple):
 
     @property
     def name(self):
-        return name_of(self.group, self.compression, self.sparsity)
+        return name_of_student(self.group, self.compression, self.sparsity)
 
     @property
     def is_int8(self):
@@ -695,7 +695,7 @@ class Student(NamedTuple):
 LEFT_OUT = "distilled, teacher left out"
 
 
-def name_of(group, compression, sparsity=0.0):
+def name_of_student(group, compression, sparsity=0.0):
     """What results and files call a student: "distilled, 80 % sparse int8"."""
     if compression == "float32":
         return group
@@ -711,23 +711,23 @@ def compress(group, start, lesson, recipe, sparsities, run):
     students = []
 
     # What the further epochs do by themselves.
-    name = name_of(group, "trained on")
+    name = name_of_student(group, "trained on")
     experiment.print_heading(f"{name.upper()}: {about}")
     network = train_sparse(name, start, 0.0, lesson, recipe, run)
     students.append(Student(group, "trained on", 0.0, network))
 
-    name = name_of(group, "int8 in training")
+    name = name_of_student(group, "int8 in training")
     experiment.print_heading(f"{name.upper()}: {about}")
     network = train_int8(name, start, lesson, recipe, run)
     students.append(Student(group, "int8 in training", 0.0, network))
 
     for sparsity in sparsities:
-        name = name_of(group, "sparse", sparsity)
+        name = name_of_student(group, "sparse", sparsity)
         experiment.print_heading(f"{name.upper()}: {about}")
         sparse = train_sparse(name, start, sparsity, lesson, recipe, run)
         students.append(Student(group, "sparse", sparsity, sparse))
 
-        name = name_of(group, "sparse int8", sparsity)
+        name = name_of_student(group, "sparse int8", sparsity)
         experiment.print_heading(f"{name.upper()}: {about}")
         network = train_int8(name, sparse, lesson, recipe, run)
         students.append(Student(group, "sparse int8", sparsity, network))
@@ -896,7 +896,7 @@ def draw(run):
 
 def smallest_student(run):
     """The name of the student that is shipped: distilled, pruned by the first sparsity, int8."""
-    return name_of("distilled", "sparse int8", run.config.sparsities[0])
+    return name_of_student("distilled", "sparse int8", run.config.sparsities[0])
 
 
 def times_smaller(run, name, kind, key):
@@ -944,7 +944,7 @@ def summarise_compression(run):
         if compression == "float32":
             continue
         if group == LEFT_OUT:
-            kept = name_of("distilled", compression, row["sparsity"])
+            kept = name_of_student("distilled", compression, row["sparsity"])
             how = kept.removeprefix("distilled, ")
             lines[f"teacher kept − left out, {how}"] = run.compare(kept, name)
         else:

@@ -632,12 +632,12 @@ def test_the_figure_shows_the_accuracy_of_the_file_on_its_axis(script, tmp_path,
 
 
 def test_names_tell_group_compression_and_share(script):
-    assert script.name_of("distilled", "float32") == "distilled"
-    assert script.name_of("baseline", "sparse int8", 0.8) == "baseline, 80 % sparse int8"
-    assert script.name_of(script.LEFT_OUT, "sparse", 0.975) == (
+    assert script.name_of_student("distilled", "float32") == "distilled"
+    assert script.name_of_student("baseline", "sparse int8", 0.8) == "baseline, 80 % sparse int8"
+    assert script.name_of_student(script.LEFT_OUT, "sparse", 0.975) == (
         "distilled, teacher left out, 97.5 % sparse"
     )
-    assert script.name_of("distilled", "trained on") == "distilled, trained on"
+    assert script.name_of_student("distilled", "trained on") == "distilled, trained on"
 
 
 def test_the_exporters_are_needed_by_nothing_else(script):
