@@ -4,6 +4,7 @@ Without Playwright, a browser, npm, networks or results the browser's tests are 
 """
 
 import base64
+import codecs
 import importlib.util
 import itertools
 import json
@@ -465,7 +466,7 @@ def test_the_frontier_shows_the_results_and_leads_to_the_scripts(open_page, dist
         assert int(cells[-1]) == len(rows[name])
         script = row.locator("a").get_attribute("href")
         original = EXAMPLES / Path(script).name.removesuffix(".txt")
-        assert (dist / script).read_bytes() == original.read_bytes()
+        assert (dist / script).read_bytes() == codecs.BOM_UTF8 + original.read_bytes()
 
 
 def test_every_point_is_a_link_with_a_name(open_page, dist, data):

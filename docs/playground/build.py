@@ -10,6 +10,7 @@ collect.py takes the networks and some test images from it.
 """
 
 import argparse
+import codecs
 import gzip
 import json
 import shutil
@@ -61,7 +62,7 @@ def read_json(path, how):
     if not path.is_file():
         raise BuildError(f"{path} is missing: make it with {how}")
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BuildError(f"{path} is no JSON file: make it again with {how}") from error
 
@@ -207,15 +208,17 @@ def write_page(folder, data, models, packages):
     for key, content in models.items():
         (folder / "models" / f"{key}.onnx").write_bytes(content)
 
-    # As text, so that every server has a browser show them.
+    # As text, so that every server has a browser show them. The mark at the start says that it is
+    # UTF-8, which not every server does.
     (folder / "scripts").mkdir()
     for name in (*SCRIPTS.values(), COMPRESSION_SCRIPT):
         script = ROOT / "examples" / name
         if not script.is_file():
             raise BuildError(f"{script} is missing: the page links to it")
-        shutil.copy(script, folder / "scripts" / f"{name}.txt")
+        text = codecs.BOM_UTF8 + script.read_bytes()
+        (folder / "scripts" / f"{name}.txt").write_bytes(text)
 
-    (folder / "data.json").write_text(json.dumps(data, ensure_ascii=False))
+    (folder / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
 def check_output(output):
