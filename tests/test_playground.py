@@ -46,6 +46,7 @@ STROKES = {
 KEYS_FOR_ONE = [" ", *["ArrowDown"] * 17, " "]
 
 
+build = load(PLAYGROUND / "build.py", name="playground_build")
 measure = load(PLAYGROUND / "measure.py", name="playground_measure")
 
 
@@ -590,6 +591,81 @@ def test_a_build_overwrites_nothing_but_a_build(copy, tmp_path):
     (other / "letter.txt").write_text("mine")
     refuse(copy, "holds other files: name a new or an empty folder", "--output", other)
     assert (other / "letter.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """A folder that holds what a build writes, each file empty."""
+    folder = tmp_path / "site"
+    for name in build.files_of_page():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return folder
+
+
+@pytest.mark.parametrize("foreign", ["CNAME", ".git/HEAD", "models/mine.onnx"])
+def test_a_build_deletes_no_file_that_was_added_to_an_earlier_one(copy, earlier, foreign):
+    build.check_output(earlier)  # an earlier build alone is replaced
+    path = earlier / foreign
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    refuse(copy, f"holds {foreign}, which is no part of the page", "--output", earlier)
+    assert path.read_text() == "mine"
+
+
+def test_a_build_writes_what_it_says(dist):
+    build.check_output(dist)
+    assert all((dist / name).is_file() for name in build.files_of_page())
+
+
+def test_a_build_into_a_file_says_so(copy, tmp_path):
+    path = tmp_path / "letter.txt"
+    path.write_text("mine")
+    refuse(copy, r"letter\.txt is a file: name a folder", "--output", path)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_an_interrupted_swap_leaves_the_old_page(tmp_path, monkeypatch, interrupted):
+    fresh, output, old = (tmp_path / name for name in ("fresh", "output", "old"))
+    for folder in (fresh, output):
+        folder.mkdir()
+        (folder / "index.html").write_text(folder.name)
+    rename = Path.rename
+    calls = itertools.count(1)
+
+    def rename_until_interrupted(path, target):
+        if next(calls) == interrupted:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_until_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        build.swap(fresh, output, old)
+    assert (output / "index.html").read_text() == "output"
+
+
+def test_a_swap_replaces_the_old_page(tmp_path):
+    fresh, output, old = (tmp_path / name for name in ("fresh", "output", "old"))
+    for folder in (fresh, output):
+        folder.mkdir()
+        (folder / "index.html").write_text(folder.name)
+    build.swap(fresh, output, old)
+    assert (output / "index.html").read_text() == "fresh"
+    assert (old / "index.html").read_text() == "output"
+
+
+def test_an_interrupted_build_ends_in_one_line(monkeypatch, capsys, tmp_path):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build, "build", interrupt)
+    monkeypatch.setattr(sys, "argv", ["build.py", "--output", str(tmp_path / "new")])
+    with pytest.raises(SystemExit) as end:
+        build.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "Interrupted: nothing was changed.\n"
 
 
 def test_the_lock_file_names_no_address():

@@ -221,14 +221,50 @@ def write_page(folder, data, models, packages):
     (folder / "data.json").write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
 
 
+def files_of_page():
+    """All files that a build writes, as paths in the folder of the page."""
+    return [
+        *PAGE,
+        "data.json",
+        *(f"onnxruntime/{name}" for name in RUNTIME),
+        *(f"models/{key}.onnx" for key, _, _ in NETWORKS),
+        *(f"scripts/{name}.txt" for name in (*SCRIPTS.values(), COMPRESSION_SCRIPT)),
+    ]
+
+
 def check_output(output):
-    """Raises BuildError if a folder holds anything but an earlier build."""
+    """Raises BuildError if a folder holds anything but an earlier build: it would be deleted."""
     if not output.exists():
         return
+    if not output.is_dir():
+        raise BuildError(f"--output {output} is a file: name a folder")
+    if not any(output.iterdir()):
+        return
     is_earlier_build = (output / "data.json").is_file() and (output / "onnxruntime").is_dir()
-    is_empty = output.is_dir() and not any(output.iterdir())
-    if not is_earlier_build and not is_empty:
+    if not is_earlier_build:
         raise BuildError(f"--output {output} holds other files: name a new or an empty folder")
+
+    ours = set(files_of_page())
+    for path in sorted(output.rglob("*")):
+        name = path.relative_to(output).as_posix()
+        if name not in ours and not path.is_dir():
+            raise BuildError(
+                f"--output {output} holds {name}, which is no part of the page: "
+                "move it away, or name another folder"
+            )
+
+
+def swap(fresh, output, old):
+    """Puts the folder `fresh` in the place of `output`, and what was there in the place of `old`.
+    The page is back where it was if that fails or is interrupted."""
+    try:
+        if output.exists():
+            output.rename(old)
+        fresh.rename(output)
+    except BaseException:  # Ctrl-C, too
+        if old.exists() and not output.exists():
+            old.rename(output)
+        raise
 
 
 def build(output):
@@ -245,9 +281,7 @@ def build(output):
         fresh = Path(temporary) / "fresh"
         fresh.mkdir()
         write_page(fresh, data, models, packages)
-        if output.exists():
-            output.rename(Path(temporary) / "old")
-        fresh.rename(output)
+        swap(fresh, output, Path(temporary) / "old")
 
 
 def main():
@@ -259,6 +293,9 @@ def main():
     except (BuildError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("Interrupted: nothing was changed.", file=sys.stderr)
+        sys.exit(130)
     print(f"{output} is built. Look at it on localhost:")
     print(f"python -m http.server --bind 127.0.0.1 -d {output} 8000")
 
