@@ -5,6 +5,7 @@ Without Playwright, a browser, npm, networks or results the browser's tests are 
 
 import base64
 import codecs
+import gzip
 import importlib.util
 import itertools
 import json
@@ -534,8 +535,9 @@ def copy(tmp_path):
     (folder / "models").mkdir(exist_ok=True)
     for key in NETWORKS:
         (folder / "models" / f"{key}.onnx").write_bytes(bytes(1000))
+    file = {"bytes": 1000, "gzip_bytes": len(gzip.compress(bytes(1000), mtime=0)), "accuracy": 0.9}
     rows = [
-        {"name": name, "seed": 42, "params": 10, "test_accuracy": 0.9}
+        {"name": name, "params": 10, "test_accuracy": 0.9, "files": {"onnx": file}}
         for name in ("teacher", "distilled", SHIPPED)
     ]
     (folder / "samples.json").write_text(json.dumps([SAMPLE]))
@@ -580,9 +582,79 @@ def test_a_build_without_a_network_says_so(copy):
     refuse(copy, r"student\.onnx is missing: make it with .*collect\.py")
 
 
+def test_a_build_with_an_empty_network_says_so(copy):
+    (copy / "models" / "student.onnx").write_bytes(b"")
+    refuse(copy, r"student\.onnx is empty: make it again with .*collect\.py")
+
+
+@pytest.mark.parametrize("key", ["name", "params", "test_accuracy"])
+def test_a_build_names_what_a_row_of_the_results_lacks(copy, key):
+    path = copy.parent / "results" / "deploy.json"
+    results = json.loads(path.read_text())
+    del results["results"][1][key]
+    path.write_text(json.dumps(results))
+    refuse(copy, rf"deploy\.json, row 1 has no '{key}': make it again with .*measure\.py deploy")
+
+
+def test_a_build_names_what_the_results_lack(copy):
+    path = copy.parent / "results" / "deploy.json"
+    results = json.loads(path.read_text())
+    del results["results"][2]["files"]["onnx"]["gzip_bytes"]
+    path.write_text(json.dumps(results))
+    refuse(copy, r"deploy\.json, row 2, ONNX file has no 'gzip_bytes'")
+    del results["dataset"]
+    path.write_text(json.dumps(results))
+    refuse(copy, r"deploy\.json has no 'dataset'")
+
+
+def test_a_build_names_what_a_test_image_lacks(copy):
+    samples = [SAMPLE, {key: SAMPLE[key] for key in SAMPLE if key != "student_logits"}]
+    (copy / "samples.json").write_text(json.dumps(samples))
+    refuse(copy, r"samples\.json, image 1 has no 'student_logits'")
+
+
+def write_program(path, text):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!{sys.executable}\n{text}")
+    path.chmod(0o755)
+
+
 def test_a_build_without_npm_says_so(copy, tmp_path):
     (tmp_path / "empty").mkdir()
     refuse(copy, "npm is missing: install Node", PATH=str(tmp_path / "empty"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the programs are scripts")
+def test_the_first_error_of_npm_is_shown(copy, tmp_path):
+    output = "npm warn old lock file\nnpm error code E1\nnpm error more"
+    write_program(tmp_path / "bin" / "npm", f"raise SystemExit({output!r})\n")
+    write_program(tmp_path / "bin" / "node", "")
+    refuse(copy, "is there a network. npm error code E1", PATH=str(tmp_path / "bin"))
+
+
+def test_a_second_build_needs_no_npm(copy, tmp_path):
+    packages = copy / "node_modules"
+    runtime = packages / "onnxruntime-web" / "dist"
+    runtime.mkdir(parents=True)
+    for name in build.RUNTIME:
+        (runtime / name).touch()
+    lock = json.loads((copy / "package-lock.json").read_text())
+    del lock["packages"][""]
+    installed = packages / ".package-lock.json"
+    installed.write_text(json.dumps(lock))
+    for name in build.files_of_page():
+        if name.startswith("scripts/"):
+            script = tmp_path / "examples" / Path(name).name.removesuffix(".txt")
+            script.parent.mkdir(exist_ok=True)
+            script.touch()
+    (tmp_path / "empty").mkdir()
+    done = run_build(copy, PATH=str(tmp_path / "empty"))
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(copy / "dist")
+
+    lock["packages"]["node_modules/onnxruntime-web"]["version"] = "1.0.0"
+    installed.write_text(json.dumps(lock))
+    refuse(copy, "npm is missing", PATH=str(tmp_path / "empty"))
 
 
 def test_a_build_overwrites_nothing_but_a_build(copy, tmp_path):

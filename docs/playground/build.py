@@ -47,6 +47,7 @@ SCRIPTS = {
     "distilled": "15_knowledge_distillation.py",
 }
 COMPRESSION_SCRIPT = "23_compress_and_deploy.py"
+MEASURE = "python docs/measure.py deploy"
 COLLECT = "python docs/playground/collect.py runs/measure/deploy/0"
 
 
@@ -67,12 +68,26 @@ def read_json(path, how):
         raise BuildError(f"{path} is no JSON file: make it again with {how}") from error
 
 
+def require_keys(entry, keys, what, how):
+    """Raises BuildError, about `what`, unless `entry` is a dict with these keys."""
+    for key in keys:
+        if not isinstance(entry, dict) or key not in entry:
+            raise BuildError(f"{what} has no {key!r}: make it again with {how}")
+
+
 def read_results():
     """The results of script 23: rows under "results", and beside them what was measured how."""
-    how = "python docs/measure.py deploy"
-    results = read_json(RESULTS, how)
+    results = read_json(RESULTS, MEASURE)
     if not isinstance(results, dict) or not results.get("results"):
-        raise BuildError(f"{RESULTS} holds no results of script 23: make it again with {how}")
+        raise BuildError(f"{RESULTS} holds no results of script 23: make it again with {MEASURE}")
+    require_keys(results, ["command", "dataset"], RESULTS, MEASURE)
+    require_keys(results["dataset"], ["test"], f"{RESULTS}, dataset", MEASURE)
+    for k, row in enumerate(results["results"]):
+        what = f"{RESULTS}, row {k}"
+        require_keys(row, ["name", "params", "test_accuracy"], what, MEASURE)
+        if "onnx" in row.get("files", {}):
+            file = row["files"]["onnx"]
+            require_keys(file, ["bytes", "gzip_bytes", "accuracy"], f"{what}, ONNX file", MEASURE)
     return results
 
 
@@ -81,6 +96,9 @@ def read_samples():
     samples = read_json(SAMPLES, COLLECT)
     if not isinstance(samples, list) or not samples:
         raise BuildError(f"{SAMPLES} holds no test images: make it again with {COLLECT}")
+    for k, sample in enumerate(samples):
+        keys = ["label", "pixels", "teacher_logits", "student_logits"]
+        require_keys(sample, keys, f"{SAMPLES}, image {k}", COLLECT)
     return samples
 
 
@@ -89,7 +107,10 @@ def read_model(key):
     path = MODELS / f"{key}.onnx"
     if not path.is_file():
         raise BuildError(f"{path} is missing: make it with {COLLECT}")
-    return path.read_bytes()
+    content = path.read_bytes()
+    if not content:
+        raise BuildError(f"{path} is empty: make it again with {COLLECT}")
+    return content
 
 
 def rows_by_name(results):
@@ -183,16 +204,33 @@ def describe_all(results, samples, models):
 # %% Files
 
 
+def is_installed(packages):
+    """Whether a folder holds what package-lock.json pins. npm writes there what it installed."""
+    installed = packages / ".package-lock.json"
+    runtime = [packages / "onnxruntime-web" / "dist" / name for name in RUNTIME]
+    if not all(path.is_file() for path in [installed, *runtime]):
+        return False
+    wanted = json.loads((PLAYGROUND / "package-lock.json").read_text())["packages"]
+    del wanted[""]  # the page itself
+    return json.loads(installed.read_text())["packages"] == wanted
+
+
 def fetch_packages():
-    """Installs in node_modules what package-lock.json pins. Returns its folder."""
+    """Installs in node_modules what package-lock.json pins. Returns that folder. Where all is
+    installed already, as after an earlier build, no network is needed."""
+    packages = PLAYGROUND / "node_modules"
+    if is_installed(packages):
+        return packages
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         raise BuildError("npm is missing: install Node, for example with apt-get install npm")
     done = subprocess.run([npm, "ci"], cwd=PLAYGROUND, capture_output=True, text=True)
     if done.returncode != 0:
         lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-        raise BuildError(f"npm ci in {PLAYGROUND} failed, is there a network? {lines[0]}")
-    return PLAYGROUND / "node_modules"
+        errors = [line for line in lines if line.startswith("npm error")]  # after the warnings
+        message = (errors or lines)[0]
+        raise BuildError(f"npm ci in {PLAYGROUND} failed, is there a network? {message}")
+    return packages
 
 
 def write_page(folder, data, models, packages):
