@@ -132,16 +132,27 @@ def first_file(rows):
 def describe_network(key, name, row_name, rows, content):
     """What the first panel says of a network that answers."""
     if row_name not in rows:
-        raise BuildError(f"{RESULTS} has no row {row_name!r}: measure it again")
+        raise BuildError(f"{RESULTS} has no row {row_name!r}: make it again with {MEASURE}")
     file = first_file(rows[row_name])
-    row = rows[row_name][0]
+    if file is None:
+        raise BuildError(f"{RESULTS}, {row_name}: has no ONNX file; make it again with {MEASURE}")
+
+    # The accuracy is the results', so they must be about this very file.
+    sizes = [len(content), len(gzip.compress(content, mtime=0))]
+    measured = [file["bytes"], file["gzip_bytes"]]
+    if sizes != measured:
+        raise BuildError(
+            f"{MODELS / key}.onnx has {sizes[0]} bytes and {sizes[1]} packed, {RESULTS} says "
+            f"{measured[0]} and {measured[1]}: they are of different runs, take the networks of "
+            f"the measured one with {COLLECT}"
+        )
     return {
         "key": key,
         "name": name,
-        "params": row["params"],
-        "bytes": len(content),
-        "gzip_bytes": len(gzip.compress(content, mtime=0)),
-        "test_accuracy": file["accuracy"] if file else row["test_accuracy"],
+        "params": rows[row_name][0]["params"],
+        "bytes": file["bytes"],
+        "gzip_bytes": file["gzip_bytes"],
+        "test_accuracy": file["accuracy"],
     }
 
 
