@@ -596,6 +596,38 @@ def test_a_build_with_networks_of_another_run_says_so(copy, key):
     refuse(copy, r"shipped\.onnx has 1000 bytes and .*: they are of different runs, take .*collect")
 
 
+def test_a_build_with_an_unknown_group_says_so(copy):
+    path = copy.parent / "results" / "deploy.json"
+    results = json.loads(path.read_text())
+    results["results"].append({"name": "cousin, pruned", "params": 1, "test_accuracy": 0.9})
+    path.write_text(json.dumps(results))
+    refuse(copy, "deploy.json has a row of an unknown group: 'cousin, pruned'")
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "key", "script"),
+    [
+        ("teacher", "teacher", "teacher", "13_teacher_training.py"),
+        ("distilled", "distilled", "distilled", "15_knowledge_distillation.py"),
+        ("baseline, trained on", "baseline", "baseline", "23_compress_and_deploy.py"),
+        (SHIPPED, "distilled", "shipped", "23_compress_and_deploy.py"),
+        (
+            "distilled, teacher left out, 95 % sparse int8",
+            "distilled, teacher left out",
+            "alone",
+            "23_compress_and_deploy.py",
+        ),
+    ],
+)
+def test_a_point_has_the_colour_and_the_script_of_its_group(name, group, key, script):
+    older = {"name": name, "test_accuracy": 0.9}  # that says the group in its name alone
+    compression = "float32" if name == group else "a way to compress"
+    for row in (older, {**older, "group": group, "compression": compression}):
+        point = build.describe_point(name, [row])
+        assert point["key"] == key
+        assert point["script"] == f"scripts/{script}.txt"
+
+
 def test_a_build_with_results_without_onnx_says_so(copy):
     path = copy.parent / "results" / "deploy.json"
     results = json.loads(path.read_text())

@@ -40,7 +40,14 @@ NETWORKS = [
     ("student", "Student", "distilled"),
     ("shipped", "Shipped student", "distilled, 80 % sparse int8"),
 ]
-# The scripts that train the networks which are not compressed. All others are of the last one.
+# The groups of the results, and the colours that their networks have on the page.
+COLOURS = {
+    "teacher": "teacher",
+    "baseline": "baseline",
+    "distilled": "distilled",
+    "distilled, teacher left out": "alone",
+}
+# The scripts that explain the networks which are not compressed. All others: the last one.
 SCRIPTS = {
     "teacher": "13_teacher_training.py",
     "baseline": "14_student_baseline.py",
@@ -156,30 +163,37 @@ def describe_network(key, name, row_name, rows, content):
     }
 
 
-def kind_of(name):
-    """Which colour a network has on the page, by the name of its row."""
-    [*_, (_, _, shipped)] = NETWORKS
-    if name == shipped:
-        return "shipped"
-    if name.startswith("distilled, teacher left out"):
-        return "alone"
-    for kind in SCRIPTS:
-        if name.startswith(kind):
-            return kind
-    raise BuildError(f"{RESULTS} has a row of an unknown kind: {name!r}")
+def group_of(row):
+    """Which networks a row belongs to: a key of COLOURS. Older results say it in the name alone,
+    "GROUP, COMPRESSION"."""
+    name = row["name"]
+    group = row.get("group") or name.rpartition(", ")[0] or name
+    if group not in COLOURS:
+        raise BuildError(f"{RESULTS} has a row of an unknown group: {name!r}")
+    return group
+
+
+def is_compressed(row):
+    """Whether a network was compressed, or trained on as those are."""
+    if "compression" in row:
+        return row["compression"] != "float32"
+    return row["name"] != group_of(row)
 
 
 def describe_point(name, rows):
     """What the third panel says of a network: its seeds' mean accuracy, the first one's size."""
     file = first_file(rows)
+    group = group_of(rows[0])
+    [*_, (_, _, shipped)] = NETWORKS
+    script = COMPRESSION_SCRIPT if is_compressed(rows[0]) else SCRIPTS[group]
     return {
         "name": name,
-        "key": kind_of(name),
+        "key": "shipped" if name == shipped else COLOURS[group],
         "seeds": len(rows),
         "test_accuracy": sum(row["test_accuracy"] for row in rows) / len(rows),
         "bytes": file["bytes"] if file else None,
         "gzip_bytes": file["gzip_bytes"] if file else None,
-        "script": f"scripts/{SCRIPTS.get(name, COMPRESSION_SCRIPT)}.txt",
+        "script": f"scripts/{script}.txt",
     }
 
 
