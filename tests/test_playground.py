@@ -191,6 +191,18 @@ def draw_with_finger(page, strokes):
         session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
 
 
+def count_ink(page):
+    """How many of the drawing's 280 × 280 pixels are white."""
+    return page.evaluate(
+        """async () => {
+          await new Promise(requestAnimationFrame); // with it come the moves until now
+          const context = document.getElementById("board").getContext("2d");
+          const { data } = context.getImageData(0, 0, 280, 280);
+          return data.filter((value, k) => k % 4 === 0 && value > 127).length;
+        }"""
+    )
+
+
 def paint_sample(page, sample):
     clear(page)
     doubtful = "doubtful " if sample["doubtful"] else ""
@@ -248,6 +260,65 @@ def test_a_digit_is_drawn_by_finger(open_page):
     wait_for_answers(page)
     assert set(shown_digits(page).values()) == {"7"}
     assert page.evaluate("scrollY") == scrolled  # the finger draws and does not scroll
+
+
+def test_a_second_finger_neither_draws_nor_ends_the_stroke(open_page):
+    page = open_page(ready=False, has_touch=True, viewport={"width": 360, "height": 700})
+    page.locator("#board").scroll_into_view_if_needed()
+    session = page.context.new_cdp_session(page)
+    area = page.locator("#board").bounding_box()
+
+    def touch(kind, **fingers):
+        points = [
+            {"x": area["x"] + x, "y": area["y"] + y, "id": int(name.removeprefix("finger"))}
+            for name, (x, y) in fingers.items()
+        ]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        return count_ink(page)
+
+    touch("touchStart", finger0=(50, 50))
+    before = touch("touchMove", finger0=(50, 150))
+    assert touch("touchStart", finger0=(50, 150), finger1=(200, 50)) == before
+    assert touch("touchMove", finger0=(50, 150), finger1=(200, 150)) == before
+    assert touch("touchEnd", finger1=(200, 150)) == before
+    assert touch("touchMove", finger0=(50, 250)) > before
+    before = touch("touchEnd", finger0=(50, 250))
+    assert touch("touchStart", finger0=(200, 100)) > before  # a new stroke
+
+
+def test_hovering_draws_nothing_where_the_release_was_missed(open_page):
+    page = open_page(ready=False)
+    # As when a dialogue took the event.
+    page.evaluate(
+        """() => window.addEventListener("pointerup", (event) => {
+          event.stopImmediatePropagation();
+        }, { capture: true })"""
+    )
+    # Then the capture is lost, too, without an event.
+    page.evaluate(
+        """() => window.addEventListener("lostpointercapture", (event) => {
+          event.stopImmediatePropagation();
+        }, { capture: true })"""
+    )
+    draw_with_mouse(page, STROKES[1])
+    area = page.locator("#board").bounding_box()
+    before = count_ink(page)
+    page.mouse.move(area["x"] + 30, area["y"] + 30, steps=5)
+    assert count_ink(page) == before
+
+
+def test_a_lost_capture_ends_the_stroke(open_page):
+    page = open_page()
+    area = page.locator("#board").bounding_box()
+    page.mouse.move(area["x"] + 140, area["y"] + 40)
+    page.mouse.down()
+    page.mouse.move(area["x"] + 135, area["y"] + 240, steps=5)
+    page.evaluate("document.getElementById('board').releasePointerCapture(1)")
+    page.mouse.move(area["x"] + 30, area["y"] + 240)  # this brings the event
+    wait_for_answers(page)  # in words, which come at a stroke's end
+    before = count_ink(page)
+    page.mouse.move(area["x"] + 30, area["y"] + 30, steps=5)
+    assert count_ink(page) == before
 
 
 def test_a_digit_is_drawn_by_keyboard(open_page):
@@ -442,6 +513,23 @@ def test_the_loss_is_that_of_script_15(open_page, data, kd):
         shown = shown_numbers(page, "#loss-probabilities").reshape(10, 2)
         targets = np.stack([softmax(teacher[0], temperature), softmax(student[0], temperature)], 1)
         assert np.abs(shown - targets).max() < 1e-5
+
+
+def test_the_soft_loss_is_never_negative(open_page, data):
+    page = open_page(ready=False)
+    least = page.evaluate(
+        """async (samples) => {
+          const { softLoss } = await import("./loss.js");
+          const { TEMPERATURES } = await import("./page.js");
+          const losses = samples.flatMap(({ teacher_logits: logits }) => {
+            const others = logits.map((logit, k) => logit + 1e-9 * k);
+            return TEMPERATURES.map((T) => softLoss(others, logits, T));
+          });
+          return Math.min(...losses);
+        }""",
+        data["samples"],
+    )
+    assert least >= 0
 
 
 # %% Size and accuracy

@@ -31,7 +31,7 @@ export class Board {
     this.onInk = onInk;
     this.onStrokeEnd = onStrokeEnd;
     this.onPen = onPen;
-    this.pointer = null; // where the mouse or finger is, while it draws
+    this.pointer = null; // which mouse or finger draws, and where it is: {id, x, y}
     this.pen = { x: SIZE / 2, y: SIZE / 4 }; // where the keyboard's pen is
     this.penIsDown = false;
     this.wipe();
@@ -39,8 +39,9 @@ export class Board {
 
     canvas.addEventListener("pointerdown", (event) => this.startStroke(event));
     canvas.addEventListener("pointermove", (event) => this.continueStroke(event));
-    canvas.addEventListener("pointerup", () => this.endStroke());
-    canvas.addEventListener("pointercancel", () => this.endStroke());
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+      canvas.addEventListener(end, (event) => this.endStroke(event));
+    }
     canvas.addEventListener("keydown", (event) => this.pressKey(event));
     canvas.addEventListener("blur", () => this.liftPen());
   }
@@ -100,29 +101,35 @@ export class Board {
   // Mouse, finger and pen
 
   startStroke(event) {
+    // A second finger is not primary.
     if (!event.isPrimary || event.button !== 0) {
       return;
     }
     this.canvas.setPointerCapture(event.pointerId);
-    this.pointer = this.toDrawing(event);
+    this.pointer = { id: event.pointerId, ...this.toDrawing(event) };
     this.line(this.pointer, this.pointer);
   }
 
   continueStroke(event) {
-    if (!event.isPrimary || this.pointer === null) {
+    if (event.pointerId !== this.pointer?.id) {
+      return;
+    }
+    // No button is pressed any more, and nobody said so: it may have been released elsewhere.
+    if (event.buttons === 0) {
+      this.endStroke(event);
       return;
     }
     // Between two frames a pointer may have been at several places.
     const places = event.getCoalescedEvents?.() ?? [];
     for (const place of places.length > 0 ? places : [event]) {
-      const next = this.toDrawing(place);
+      const next = { id: event.pointerId, ...this.toDrawing(place) };
       this.line(this.pointer, next);
       this.pointer = next;
     }
   }
 
-  endStroke() {
-    if (this.pointer !== null) {
+  endStroke(event) {
+    if (event.pointerId === this.pointer?.id) {
       this.pointer = null;
       this.onStrokeEnd();
     }

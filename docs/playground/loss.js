@@ -43,7 +43,8 @@ export function softLoss(studentLogits, teacherLogits, temperature) {
   for (let k = 0; k < teacher.length; k += 1) {
     divergence += Math.exp(teacher[k]) * (teacher[k] - student[k]);
   }
-  return temperature ** 2 * divergence;
+  // A divergence is never below 0. Rounding may bring the sum there, where both are nearly the same.
+  return temperature ** 2 * Math.max(0, divergence);
 }
 
 /**
