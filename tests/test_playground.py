@@ -167,6 +167,7 @@ def clear(page):
 
 
 def draw_with_mouse(page, strokes):
+    page.locator("#board").wait_for()
     area = page.locator("#board").bounding_box()
     scale = area["width"] / 280
     for stroke in strokes:
@@ -599,16 +600,155 @@ def test_axe_finds_nothing_serious(open_page, scheme, width):
         assert bar["height"] > 8
 
 
-def test_a_missing_network_is_said(browser, dist, tmp_path):
-    shutil.copytree(dist, tmp_path / "broken")
-    (tmp_path / "broken" / "models" / "teacher.onnx").unlink()
-    with measure.serve(tmp_path / "broken") as address:
-        page = browser.new_page()
+# %% When something is missing
+
+
+@pytest.fixture
+def open_broken_page(browser, address):
+    """A function that opens the page as a server gives it that has other contents, or None for no
+    content, in the place of some files: {path: content}."""
+    contexts = []
+
+    def open_broken_page(files):
+        def answer(route):
+            content = files[route.request.url.removeprefix(address)]
+            if content is None:
+                route.fulfill(status=404)
+            else:
+                route.fulfill(body=content, content_type="text/html" if "<" in content else None)
+
+        context = browser.new_context()
+        contexts.append(context)
+        for path in files:
+            context.route(f"{address}{path}", answer)
+        page = context.new_page()
         page.goto(address)
-        page.locator("#status.error").wait_for()
-        said = page.locator("#status").inner_text()
-        page.close()
-    assert said == ("The networks could not be loaded. models/teacher.onnx: the server says 404.")
+        return page
+
+    yield open_broken_page
+    for context in contexts:
+        context.close()
+
+
+def read_problem(page):
+    """What the top of the page says is wrong: a line that ends with one full stop."""
+    status = page.locator("#status.error")
+    status.wait_for()
+    text = status.inner_text()
+    assert re.fullmatch(r"[^\n]*[^.]\.", text)
+    return text
+
+
+@pytest.mark.parametrize("missing", NETWORKS)
+def test_without_one_network_the_others_answer(open_broken_page, data, missing):
+    page = open_broken_page({f"models/{missing}.onnx": None})
+    names = {network["key"]: network["name"] for network in data["networks"]}
+    others = [names[key] for key in NETWORKS if key != missing]
+    assert read_problem(page) == (
+        f"Not loaded: {names[missing]}. models/{missing}.onnx: the server says 404. "
+        f"Ready: {', '.join(others)}."
+    )
+    draw_with_mouse(page, STROKES[7])
+    page.locator("#answer", has_text=re.compile(rf"^{others[0]}: 7.*{others[1]}: 7")).wait_for()
+    expected = {key: "7" for key in NETWORKS} | {missing: "–"}
+    assert shown_digits(page) == expected
+    latencies = page.locator("#costs tr").first.locator("td").all_inner_texts()
+    assert latencies.index("not loaded") == NETWORKS.index(missing)
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "message"),
+    [
+        ("onnxruntime/ort-wasm-simd-threaded.wasm", None, r"onnxruntime/.*\.wasm: .* 404"),
+        ("onnxruntime/ort.wasm.bundle.min.mjs", None, r"onnxruntime/.*\.mjs cannot be loaded"),
+        ("index.html", "no WebAssembly", "This browser does not run WebAssembly, or .*"),
+    ],
+)
+def test_without_a_runtime_the_page_says_so(open_broken_page, dist, path, content, message):
+    if content is not None:
+        path = ""  # index.html, with a stricter rule
+        content = (dist / "index.html").read_text().replace(" 'wasm-unsafe-eval'", "")
+    page = open_broken_page({path: content})
+    expected = f"Not loaded: Teacher, Student, Shipped student. {message}."
+    assert re.fullmatch(expected, read_problem(page))
+    draw_with_mouse(page, STROKES[7])
+    page.locator("#answer", has_text="No network answers: the top of the page").wait_for()
+
+
+def test_a_spoiled_network_is_named(open_broken_page):
+    page = open_broken_page({"models/student.onnx": "spoiled"})
+    problem = read_problem(page)
+    assert problem.startswith("Not loaded: Student. models/student.onnx: ")
+    assert problem.endswith("Ready: Teacher, Shipped student.")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "data.json: the server says 404."),
+        ("spoiled", "data.json does not hold what build.py writes."),
+        ("{}", "data.json does not hold what build.py writes."),
+    ],
+)
+def test_without_data_the_page_says_so(open_broken_page, content, message):
+    page = open_broken_page({"data.json": content})
+    assert read_problem(page) == message
+    assert page.locator("main").is_hidden()  # nothing there would work
+
+
+def test_a_missing_script_is_said(open_broken_page):
+    page = open_broken_page({"digit.js": None})
+    assert read_problem(page) == "A script of this page could not be loaded."
+    assert page.locator("main").is_hidden()
+
+
+def test_a_failed_answer_is_said_and_the_next_one_comes(open_page):
+    page = open_page()
+    page.evaluate(
+        """async () => {
+          const { Network } = await import("./models.js");
+          window.predict = Network.prototype.predict;
+          Network.prototype.predict = async () => { throw new Error("out of memory"); };
+        }"""
+    )
+    draw_with_mouse(page, STROKES[7])
+    page.locator("#answer", has_text="No network answers").wait_for()
+    assert read_problem(page).startswith("Teacher did not answer: out of memory. ")
+    page.evaluate(
+        """async () => {
+          const { Network } = await import("./models.js");
+          Network.prototype.predict = window.predict;
+        }"""
+    )
+    clear(page)
+    draw_with_mouse(page, STROKES[7])
+    wait_for_answers(page)
+
+
+def test_without_scripts_no_control_is_shown(browser, address):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(address)
+    assert page.locator("noscript").is_visible()
+    assert page.locator("noscript").inner_text() == "This page needs JavaScript."
+    controls = page.locator("canvas, button, input, #server-hint")
+    assert not any(controls.nth(k).is_visible() for k in range(controls.count()))
+    assert "Loading" not in page.locator("body").inner_text()
+    context.close()
+
+
+def test_a_page_opened_as_a_file_asks_for_a_server(browser, dist):
+    page = browser.new_page()
+    page.goto((dist / "index.html").as_uri())
+    page.get_by_text("This page needs a server").wait_for()
+    assert page.locator("main").is_hidden()
+    assert page.locator("#status").is_hidden()
+    page.close()
+
+
+def test_a_served_page_asks_for_no_server(open_page):
+    page = open_page()
+    assert page.get_by_text("This page needs a server").is_hidden()
 
 
 # %% The build, without a browser

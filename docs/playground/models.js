@@ -2,11 +2,11 @@
 //
 // One thread is enough for networks this small, and the page needs no special headers then.
 
-import * as ort from "./onnxruntime/ort.wasm.bundle.min.mjs";
-
-ort.env.wasm.numThreads = 1;
-/** The runtime's WebAssembly, 14 MB. */
-const RUNTIME = "onnxruntime/ort-wasm-simd-threaded.wasm";
+/** The runtime: its JavaScript, and its WebAssembly of 14 MB. */
+const RUNTIME = "onnxruntime/ort.wasm.bundle.min.mjs";
+const RUNTIME_WASM = "onnxruntime/ort-wasm-simd-threaded.wasm";
+/** onnxruntime-web, once loadRuntime has loaded it. */
+let ort = null;
 
 /** Answers that the stated latency is the median of. */
 const REMEMBERED = 20;
@@ -24,14 +24,16 @@ export class Network {
    *  that names the file. */
   static async load(url) {
     const file = await fetchFile(url);
-    const session = await ort.InferenceSession.create(await file.arrayBuffer(), {
-      executionProviders: ["wasm"],
-    });
-    const network = new Network(session);
-    for (let k = 0; k < WARM_UP; k += 1) {
-      await network.predict(new Float32Array(28 * 28), 1);
+    try {
+      const session = await ort.InferenceSession.create(file, { executionProviders: ["wasm"] });
+      const network = new Network(session);
+      for (let k = 0; k < WARM_UP; k += 1) {
+        await network.predict(new Float32Array(28 * 28), 1);
+      }
+      return network;
+    } catch (error) {
+      throw new Error(`${url}: ${error.message}`);
     }
-    return network;
   }
 
   /**
@@ -71,13 +73,14 @@ export class Network {
  * Begins to load networks, one after another.
  *
  * @param {string[]} keys - such as ["student", "teacher"], for models/student.onnx, then the next
- * @returns {Map<string, Promise<Network>>} by key. Where one fails, so do those after it.
+ * @returns {Map<string, Promise<Network>>} by key. Where one fails, the others are loaded all the same.
  */
 export function loadNetworks(keys) {
   const networks = new Map();
-  let previous = loadRuntime();
+  const runtime = loadRuntime();
+  let previous = runtime;
   for (const key of keys) {
-    const network = previous.then(() => Network.load(`models/${key}.onnx`));
+    const network = loadAfter(previous, runtime, `models/${key}.onnx`);
     network.catch(() => {}); // whoever waits for it says so
     networks.set(key, network);
     previous = network;
@@ -85,22 +88,41 @@ export function loadNetworks(keys) {
   return networks;
 }
 
-/** Fetches the runtime's WebAssembly. onnxruntime-web would compile it while it comes in: slower. */
-async function loadRuntime() {
-  const file = await fetchFile(RUNTIME);
-  ort.env.wasm.wasmBinary = await file.arrayBuffer();
+async function loadAfter(previous, runtime, url) {
+  await runtime;
+  await previous.catch(() => {});
+  return Network.load(url);
 }
 
-/** Fetches a file of the page's own. Throws an Error that names it where there is none. */
+/** Loads onnxruntime-web. It would compile its WebAssembly while that comes in: slower. */
+async function loadRuntime() {
+  try {
+    await WebAssembly.compile(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0)); // the smallest there is
+  } catch {
+    throw new Error("This browser does not run WebAssembly, or this page may not use it");
+  }
+  const wasm = await fetchFile(RUNTIME_WASM);
+  try {
+    ort = await import(`./${RUNTIME}`);
+  } catch {
+    throw new Error(`${RUNTIME} cannot be loaded`);
+  }
+  ort.env.wasm.numThreads = 1;
+  ort.env.wasm.wasmBinary = wasm;
+}
+
+/** The bytes of a file of the page's own. Throws an Error that names the file where there is none. */
 export async function fetchFile(url) {
   let response;
+  let content;
   try {
     response = await fetch(url);
+    content = await response.arrayBuffer();
   } catch {
     throw new Error(`${url}: no answer from the server`);
   }
   if (!response.ok) {
     throw new Error(`${url}: the server says ${response.status}`);
   }
-  return response;
+  return content;
 }

@@ -1,4 +1,4 @@
-// What the three panels share: elements, numbers in words, the slider of the temperature.
+// What the three panels share: elements, problems, numbers in words, the slider of the temperature.
 
 /**
  * Makes an element, of HTML or, with `svgElement`, of SVG.
@@ -26,6 +26,15 @@ function fill(node, attributes, children) {
 /** The element of the page with an id. */
 export function byId(id) {
   return document.getElementById(id);
+}
+
+const problems = new Set();
+
+/** Says at the top of the page, in a sentence, what went wrong. The same is said once. */
+export function reportProblem(text) {
+  problems.add(text.endsWith(".") ? text : `${text}.`);
+  byId("status").classList.add("error");
+  byId("status").textContent = [...problems].join(" ");
 }
 
 const SPACE = "\u00a0"; // keeps a number and its unit in one line

@@ -9,6 +9,7 @@ import {
   countInWords,
   element,
   errorsInWords,
+  reportProblem,
   roundPercent,
   temperatureSlider,
 } from "./page.js";
@@ -37,8 +38,9 @@ export function startDrawing(data, samples, networks) {
     const probabilities = column.logits && softmax(column.logits, temperature());
     showProbabilities(column.cells, probabilities);
     const latency = column.network?.latency() ?? null;
+    const noLatency = column.hasFailed ? "not loaded" : "–";
     column.answer.textContent = probabilities ? argmax(probabilities) : "–";
-    column.latency.textContent = latency === null ? "–" : millisecondsInWords(latency);
+    column.latency.textContent = latency === null ? noLatency : millisecondsInWords(latency);
   }
 
   /** Says all answers in words. A screen reader reads them out. */
@@ -51,8 +53,17 @@ export function startDrawing(data, samples, networks) {
         sentences.push(`${about.name}: ${digit}, ${roundPercent(probabilities[digit])}.`);
       }
     }
-    const otherwise = hasInk ? "The networks are still loading." : "Draw a digit.";
-    byId("answer").textContent = sentences.join(" ") || otherwise;
+    byId("answer").textContent = sentences.join(" ") || whyNoAnswer();
+  }
+
+  function whyNoAnswer() {
+    if (!hasInk) {
+      return "Draw a digit.";
+    }
+    if (columns.some(({ network, hasFailed }) => network === null && !hasFailed)) {
+      return "The networks are still loading.";
+    }
+    return "No network answers: the top of the page says why.";
   }
 
   // One round of answers at a time. Ink that comes meanwhile is answered in the next round, and
@@ -68,12 +79,15 @@ export function startDrawing(data, samples, networks) {
       return;
     }
     isRunning = true;
-    while (isStale) {
-      isStale = false;
-      await answerOnce();
-      await nextFrame();
+    try {
+      while (isStale) {
+        isStale = false;
+        await answerOnce();
+        await nextFrame();
+      }
+    } finally {
+      isRunning = false; // whatever went wrong, the next ink is answered
     }
-    isRunning = false;
     if (isStrokeOver) {
       isStrokeOver = false;
       announce();
@@ -85,9 +99,15 @@ export function startDrawing(data, samples, networks) {
     hasInk = image !== null;
     showPreview(image);
     for (const column of columns) {
+      column.logits = null;
       // Networks that are not loaded yet answer later.
-      const canAnswer = hasInk && column.network !== null;
-      column.logits = canAnswer ? await column.network.answer(image) : null;
+      if (hasInk && column.network !== null) {
+        try {
+          column.logits = await column.network.answer(image);
+        } catch (error) {
+          reportProblem(`${column.about.name} did not answer: ${error.message}`);
+        }
+      }
       showColumn(column);
     }
   }
@@ -108,12 +128,17 @@ export function startDrawing(data, samples, networks) {
   }
 
   for (const column of columns) {
-    const loaded = networks.get(column.about.key).then((network) => {
-      column.network = network;
-      isStrokeOver = true;
-      update();
-    });
-    loaded.catch(() => {}); // main.js says what failed
+    waitForNetwork(column);
+  }
+
+  async function waitForNetwork(column) {
+    try {
+      column.network = await networks.get(column.about.key);
+    } catch {
+      column.hasFailed = true; // main.js says why
+    }
+    isStrokeOver = true;
+    update();
   }
 }
 
@@ -122,6 +147,7 @@ function makeColumn(about) {
   return {
     about,
     network: null,
+    hasFailed: false,
     logits: null,
     cells: probabilityCells(about.key),
     answer: element("td", { class: "digit" }, "–"),
