@@ -576,6 +576,59 @@ def test_every_point_is_a_link_with_a_name(open_page, dist, data):
     assert focused == points.first.get_attribute("aria-label")
 
 
+def test_the_line_joins_what_no_other_network_beats(open_page, data):
+    script = load(EXAMPLES / "23_compress_and_deploy.py")
+    page = open_page(ready=False)
+    networks = [network for network in data["frontier"] if network["bytes"] is not None]
+    for size in ("bytes", "gzip_bytes"):
+        places = [(network[size], 1 - network["test_accuracy"]) for network in networks]
+        expected = script.find_frontier(places)
+        found = page.evaluate(
+            """async ([networks, size]) => {
+              const { findFrontier } = await import("./panel_frontier.js");
+              return findFrontier(networks, size);
+            }""",
+            [networks, size],
+        )
+        assert [(network[size], 1 - network["test_accuracy"]) for network in found] == expected
+    names = "; ".join(network["name"] for network in found)  # packed, which is shown first
+    chart = page.locator("#frontier svg")
+    assert chart.get_attribute("aria-label").endswith(f"from small to large: {names}.")
+    corners = page.locator(".frontier-line").get_attribute("points").split()
+    assert len(corners) == len(found)
+
+
+def test_a_point_comes_to_the_front_with_its_name(open_page):
+    page = open_page(ready=False, viewport={"width": 360, "height": 800})
+    points = page.locator("#frontier a")
+    raised = page.locator("#frontier .raised")
+    for k in range(points.count()):
+        points.nth(k).focus()
+        name = raised.locator("text").text_content()
+        assert points.nth(k).get_attribute("aria-label").startswith(f"{name}: ")
+        text = raised.locator("text").bounding_box()
+        assert text["x"] >= 0
+        assert text["x"] + text["width"] <= 360
+    points.last.blur()
+    assert raised.locator("*").count() == 0
+    points.first.hover()
+    assert raised.locator(".dot").count() == 1
+
+
+def test_the_legend_has_the_shapes_of_the_chart(open_page, data):
+    page = open_page(ready=False)
+    lines = page.locator(".legend li")
+    shape_of = "dot => [dot.tagName, dot.points?.length]"
+    shapes = {}
+    for k in range(lines.count()):
+        key = lines.nth(k).get_attribute("data-key")
+        shapes[key] = lines.nth(k).locator(".dot").evaluate(shape_of)
+    assert set(shapes) == {network["key"] for network in data["frontier"]}
+    for key, shape in shapes.items():
+        dot = page.locator(f"#frontier a.{key} .dot").first
+        assert dot.evaluate(shape_of) == shape
+
+
 # %% For everybody
 
 

@@ -3,7 +3,7 @@
 import { byId, bytesInWords, countInWords, element, errorsInWords, svgElement } from "./page.js";
 
 const HEIGHT = 420;
-const MARGIN = { left: 56, right: 16, top: 16, bottom: 48 };
+const MARGIN = { left: 56, right: 16, top: 24, bottom: 48 };
 const LINE = 15; // height of a label, in pixels
 const LETTER = 6.6; // width of a letter, in pixels
 
@@ -24,7 +24,17 @@ export function startFrontier(data) {
   for (const choice of document.querySelectorAll("input[name=size]")) {
     choice.addEventListener("change", draw);
   }
-  window.addEventListener("resize", draw);
+  for (const line of document.querySelectorAll(".legend li")) {
+    line.prepend(legendMarker(line.dataset.key));
+  }
+  // A phone says "resize" when its bars come and go, too: the chart stays, and what has the focus.
+  let width = window.innerWidth;
+  window.addEventListener("resize", () => {
+    if (window.innerWidth !== width) {
+      width = window.innerWidth;
+      draw();
+    }
+  });
   draw();
 }
 
@@ -33,18 +43,30 @@ function errorsOf(network) {
 }
 
 function tableRow(network) {
-  const key = element("span", { class: `key ${network.key}` });
   const link = element("a", { href: network.script }, network.name);
   const size = (bytes) => (bytes === null ? "–" : bytesInWords(bytes));
   return element(
     "tr",
     {},
-    element("th", { scope: "row" }, key, link),
+    element("th", { scope: "row" }, legendMarker(network.key), link),
     element("td", {}, element("data", { value: errorsOf(network) }, errorsInWords(network.test_accuracy))),
     element("td", {}, size(network.bytes)),
     element("td", {}, size(network.gzip_bytes)),
     element("td", {}, String(network.seeds)),
   );
+}
+
+/** Those of the networks that no other beats in size without losing in errors, from small to large.
+ *  `size` is "bytes" or "gzip_bytes". */
+export function findFrontier(networks, size) {
+  const sorted = [...networks].sort((a, b) => a[size] - b[size] || errorsOf(a) - errorsOf(b));
+  const frontier = [];
+  for (const network of sorted) {
+    if (frontier.length === 0 || errorsOf(network) < errorsOf(frontier.at(-1))) {
+      frontier.push(network);
+    }
+  }
+  return frontier;
 }
 
 /** Draws the chart anew, as wide as its place. `size` is "bytes" or "gzip_bytes". */
@@ -59,8 +81,15 @@ function drawFrontier(place, networks, size) {
   const yDigits = isShort ? [1, 1.2, 1.5, 2, 3, 4, 5, 6, 7, 8, 9] : [1, 2, 5];
   const y = logScale(errors, HEIGHT - MARGIN.bottom, MARGIN.top, yDigits);
 
-  const svg = svgElement("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "group" });
-  svg.setAttribute("aria-label", "Networks by size and errors. The table below has the same data.");
+  const frontier = findFrontier(points, size);
+  const names = frontier.map((point) => point.name).join("; ");
+  const svg = svgElement("svg", {
+    viewBox: `0 0 ${width} ${HEIGHT}`,
+    role: "group",
+    "aria-label":
+      "Networks by size and errors. The table below has the same data. " +
+      `On the frontier, from small to large: ${names}.`,
+  });
   for (const bytes of x.ticks) {
     const place = x(bytes);
     svg.append(
@@ -79,12 +108,37 @@ function drawFrontier(place, networks, size) {
   }
   const middle = (MARGIN.left + width) / 2;
   const axis = size === "bytes" ? "size of the ONNX file" : "size of the ONNX file, packed by gzip";
-  svg.append(svgElement("text", { x: middle, y: HEIGHT - 8, "text-anchor": "middle" }, axis));
+  svg.append(
+    svgElement("text", { x: middle, y: HEIGHT - 8, "text-anchor": "middle" }, axis),
+    svgElement("text", { x: 0, y: 13 }, "test errors"),
+  );
+  const line = frontier.map((point) => `${x(point[size])},${y(errorsOf(point))}`).join(" ");
+  svg.append(svgElement("polyline", { class: "frontier-line", points: line }));
 
   const dots = points.map((point) => ({ point, x: x(point[size]), y: y(errorsOf(point)) }));
   const labels = placeLabels(dots, width);
-  dots.forEach((dot, k) => svg.append(dotLink(dot, labels[k], size)));
+  const raised = svgElement("g", { class: "raised", "aria-hidden": "true" });
+  dots.forEach((dot, k) => {
+    const link = dotLink(dot, labels[k], size);
+    for (const event of ["pointerenter", "focus"]) {
+      link.addEventListener(event, () => raiseDot(raised, dot, width));
+    }
+    for (const event of ["pointerleave", "blur"]) {
+      link.addEventListener(event, () => raised.replaceChildren());
+    }
+    svg.append(link);
+  });
+  svg.append(raised);
   place.replaceChildren(svg);
+}
+
+/** Shows a dot above all others, filled, with its name. */
+function raiseDot(raised, { point, x, y }, width) {
+  const room = (point.name.length * LETTER) / 2;
+  const middle = Math.max(room, Math.min(width - room, x));
+  const name = svgElement("text", { x: middle, y: y - 16, "text-anchor": "middle" }, point.name);
+  raised.setAttribute("class", `raised ${point.key}`);
+  raised.replaceChildren(marker(point.key, x, y), name);
 }
 
 function dotLink({ point, x, y }, label, size) {
@@ -92,14 +146,18 @@ function dotLink({ point, x, y }, label, size) {
   const link = svgElement("a", { href: point.script, "aria-label": text, class: point.key });
   link.append(svgElement("title", {}, text));
   if (label) {
-    const near = label.x > x ? label.x - 2 : Math.min(x, label.x + label.length);
     link.append(
-      svgElement("line", { class: "leader", x1: x, y1: y, x2: near, y2: label.y - 4 }),
       svgElement("text", { x: label.x, y: label.y, "aria-hidden": "true" }, point.name),
     );
   }
   link.append(marker(point.key, x, y));
   return link;
+}
+
+/** The marker of a kind of networks, for a line of text. */
+function legendMarker(key) {
+  const viewBox = "-12 -12 24 24";
+  return svgElement("svg", { class: `sample ${key}`, viewBox, "aria-hidden": "true" }, marker(key, 0, 0));
 }
 
 /** Networks differ in shape, too, for those who do not see the colours apart. */
@@ -140,7 +198,7 @@ function placeLabel(dot, taken, width) {
   const length = dot.point.name.length * LETTER;
   const offsets = [
     { x: 13, y: 5 },
-    { x: -13 - length, y: 5 },
+    { x: -16 - length, y: 5 },
     { x: 10, y: -11 },
     { x: 10, y: 21 },
     { x: -10 - length, y: -11 },

@@ -84,7 +84,7 @@ function drawNorms(place, studentLogits, teacherLogits, temperature) {
   const height = 200;
   const left = 48;
   const right = 8;
-  const top = 12;
+  const top = 26;
   const bottom = 44;
   const largest = Math.max(...norms, ...normsWithout);
   const x = (T) => {
@@ -116,6 +116,7 @@ function drawNorms(place, studentLogits, teacherLogits, temperature) {
   svg.append(
     svgElement("text", { x: (left + width) / 2, y: height - 6, "text-anchor": "middle" },
       "temperature T"),
+    svgElement("text", { x: 0, y: 13 }, "norm of the gradient"),
     svgElement("line", { class: "now", x1: x(temperature), x2: x(temperature), y1: top, y2: y(0) }),
     svgElement("path", { class: "curve without", d: path(normsWithout) }),
     svgElement("path", { class: "curve", d: path(norms) }),
