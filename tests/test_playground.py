@@ -653,6 +653,24 @@ def test_axe_finds_nothing_serious(open_page, scheme, width):
         assert bar["height"] > 8
 
 
+def test_forced_colours_keep_what_colours_say(open_page):
+    page = open_page(forced_colors="active")
+    draw_with_mouse(page, STROKES[7])
+    wait_for_answers(page)
+
+    def style(selector, key):
+        element = page.locator(selector).first
+        return element.evaluate("(element, key) => getComputedStyle(element)[key]", key)
+
+    backgrounds = [style(f".bar.{network}", "backgroundColor") for network in NETWORKS]
+    backgrounds.append(style(".track", "backgroundColor"))
+    assert len(set(backgrounds)) == 4
+    assert style(".key.teacher", "backgroundColor") == backgrounds[0]
+    assert style("#loss-samples input:checked + canvas", "outlineStyle") == "solid"
+    strokes = [style(f".legend .{key} .dot", "stroke") for key in ("teacher", "baseline")]
+    assert len(set(strokes)) == 2
+
+
 # %% When something is missing
 
 
