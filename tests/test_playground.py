@@ -340,7 +340,64 @@ def test_the_pen_says_when_it_is_down(open_page):
     page = open_page()
     page.locator("#board").focus()
     page.keyboard.press(" ")
-    page.locator("#answer", has_text="Pen down, at column 14 and row 7 of 28.").wait_for()
+    page.locator("#answer", has_text="Pen down, at column 15 and row 8 of 28.").wait_for()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press(" ")
+    page.locator("#answer", has_text="Pen up, at column 15 and row 9 of 28.").wait_for()
+    assert wait_for_answers(page).startswith("Pen up, at")  # both can be heard
+
+    # The last column and row.
+    for key in ["ArrowRight"] * 20 + ["ArrowDown"] * 30 + [" "]:
+        page.keyboard.press(key)
+    page.locator("#answer", has_text="Pen down, at column 28 and row 28 of 28.").wait_for()
+    page.keyboard.press(" ")
+
+    page.locator("#answer", has_text="Pen up, at column 28 and row 28 of 28.").wait_for()
+    clear(page)
+    draw_with_mouse(page, STROKES[1])
+    assert "Pen" not in wait_for_answers(page)
+
+
+def test_answers_are_seen_while_a_digit_is_drawn(open_page):
+    page = open_page(has_touch=True, viewport={"width": 360, "height": 640})
+    page.locator("#board").evaluate("board => board.scrollIntoView({ block: 'start' })")
+    page.evaluate(
+        """() => {
+          window.announced = 0;
+          const observer = new MutationObserver(() => { window.announced += 1; });
+          observer.observe(document.getElementById("answer"), { childList: true });
+        }"""
+    )
+    area = page.locator("#board").bounding_box()
+    page.mouse.move(area["x"] + 75, area["y"] + 60)
+    page.mouse.down()
+    for x, y in [(200, 55), (120, 235)]:
+        page.mouse.move(area["x"] + x, area["y"] + y, steps=5)
+    answers = page.locator("#answers-now")
+    page.wait_for_function(
+        """() => {
+          const digits = document.querySelectorAll("#answers-now .digit");
+          return Array.from(digits, (digit) => digit.textContent).join("") === "777";
+        }"""
+    )
+    assert page.evaluate("window.announced") == 0  # a screen reader is told at the stroke's end
+    box = answers.bounding_box()
+    assert box["y"] > 0
+    assert box["y"] + box["height"] <= 640
+    assert answers.get_attribute("aria-hidden") == "true"
+    page.mouse.up()
+    wait_for_answers(page)
+
+
+def test_sliders_speak_once(open_page):
+    page = open_page(ready=False)
+    page.locator("main").wait_for()
+    outputs = page.locator("output")
+    assert outputs.count() == 3
+    for k in range(3):
+        assert outputs.nth(k).get_attribute("aria-live") == "off"
+        slider = page.locator(f"#{outputs.nth(k).get_attribute('for')}")
+        assert slider.get_attribute("aria-valuetext") == outputs.nth(k).inner_text()
 
 
 def test_an_empty_canvas_gets_no_answer(open_page):

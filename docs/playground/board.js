@@ -186,18 +186,22 @@ export class Board {
     this.penIsDown = true;
     this.line(this.pen, this.pen);
     this.movePenMark();
-    const column = Math.round(this.pen.x / KEY_STEP);
-    const row = Math.round(this.pen.y / KEY_STEP);
-    this.onPen(`Pen down, at column ${column} and row ${row} of ${FIELD}.`);
+    this.onPen(`Pen down, at ${this.penPlace()}.`);
   }
 
   liftPen() {
     if (this.penIsDown) {
       this.penIsDown = false;
       this.movePenMark();
-      this.onPen("Pen up.");
+      this.onPen(`Pen up, at ${this.penPlace()}.`);
       this.onStrokeEnd();
     }
+  }
+
+  /** Where the pen is, in words: columns and rows from 1 to 28. */
+  penPlace() {
+    const count = (pixels) => Math.min(FIELD, Math.floor(pixels / KEY_STEP) + 1);
+    return `column ${count(this.pen.x)} and row ${count(this.pen.y)} of ${FIELD}`;
   }
 
   movePenMark() {

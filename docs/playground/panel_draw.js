@@ -39,11 +39,13 @@ export function startDrawing(data, samples, networks) {
     showProbabilities(column.cells, probabilities);
     const latency = column.network?.latency() ?? null;
     const noLatency = column.hasFailed ? "not loaded" : "–";
-    column.answer.textContent = probabilities ? argmax(probabilities) : "–";
+    const digit = probabilities ? argmax(probabilities) : "–";
+    column.answer.textContent = digit;
+    column.answerNow.textContent = digit;
     column.latency.textContent = latency === null ? noLatency : millisecondsInWords(latency);
   }
 
-  /** Says all answers in words. A screen reader reads them out. */
+  /** Says all answers in words, after what the pen did. A screen reader reads them out. */
   function announce() {
     const sentences = [];
     for (const { about, logits } of columns) {
@@ -53,7 +55,9 @@ export function startDrawing(data, samples, networks) {
         sentences.push(`${about.name}: ${digit}, ${roundPercent(probabilities[digit])}.`);
       }
     }
-    byId("answer").textContent = sentences.join(" ") || whyNoAnswer();
+    const answers = sentences.join(" ") || whyNoAnswer();
+    byId("answer").textContent = `${penWords} ${answers}`.trim();
+    penWords = "";
   }
 
   function whyNoAnswer() {
@@ -72,6 +76,7 @@ export function startDrawing(data, samples, networks) {
   let isRunning = false;
   let isStrokeOver = false;
   let hasInk = false;
+  let penWords = ""; // where the keyboard's pen went down or up
 
   async function update() {
     isStale = true;
@@ -119,6 +124,7 @@ export function startDrawing(data, samples, networks) {
       update();
     },
     onPen: (text) => {
+      penWords = text;
       byId("answer").textContent = text;
     },
   });
@@ -151,14 +157,18 @@ function makeColumn(about) {
     logits: null,
     cells: probabilityCells(about.key),
     answer: element("td", { class: "digit" }, "–"),
+    answerNow: element("span", { class: "digit" }, "–"),
     latency: element("td", {}, "–"),
   };
 }
 
 function fillTable(columns) {
-  for (const { about } of columns) {
+  for (const { about, answerNow } of columns) {
     const key = element("span", { class: `key ${about.key}` });
     byId("network-names").append(element("th", { scope: "col" }, key, about.name));
+    // The answer once more, close to the finger.
+    const name = element("span", {}, key.cloneNode(), about.name);
+    byId("answers-now").append(element("div", {}, answerNow, name));
   }
   for (let digit = 0; digit < 10; digit += 1) {
     const cells = columns.map((column) => column.cells[digit]);
@@ -169,9 +179,9 @@ function fillTable(columns) {
   byId("costs").append(
     row("Time", columns.map((column) => column.latency)),
     row("Size", texts((about) => bytesInWords(about.bytes))),
-    row("Packed", texts((about) => bytesInWords(about.gzip_bytes))),
+    row("Packed (gzip)", texts((about) => bytesInWords(about.gzip_bytes))),
     row("Parameters", texts((about) => countInWords(about.params))),
-    row("Test errors", texts((about) => errorsInWords(about.test_accuracy))),
+    row("Test errors of this file", texts((about) => errorsInWords(about.test_accuracy))),
   );
 }
 
