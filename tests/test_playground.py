@@ -633,6 +633,15 @@ def test_every_point_is_a_link_with_a_name(open_page, dist, data):
     assert focused == points.first.get_attribute("aria-label")
 
 
+def test_a_script_is_shown_as_utf_8(browser, address, dist):
+    """The test's server states no charset."""
+    page = browser.new_page()
+    for path in sorted((dist / "scripts").iterdir()):
+        page.goto(f"{address}scripts/{path.name}")
+        assert page.evaluate("document.characterSet") == "UTF-8"
+    page.close()
+
+
 def test_the_line_joins_what_no_other_network_beats(open_page, data):
     script = load(EXAMPLES / "23_compress_and_deploy.py")
     page = open_page(ready=False)

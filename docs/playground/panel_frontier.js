@@ -121,7 +121,7 @@ function drawFrontier(place, networks, size) {
   dots.forEach((dot, k) => {
     const link = dotLink(dot, labels[k], size);
     for (const event of ["pointerenter", "focus"]) {
-      link.addEventListener(event, () => raiseDot(raised, dot, width));
+      link.addEventListener(event, () => raiseDot(raised, dot, labels[k], width));
     }
     for (const event of ["pointerleave", "blur"]) {
       link.addEventListener(event, () => raised.replaceChildren());
@@ -132,13 +132,16 @@ function drawFrontier(place, networks, size) {
   place.replaceChildren(svg);
 }
 
-/** Shows a dot above all others, filled, with its name. */
-function raiseDot(raised, { point, x, y }, width) {
-  const room = (point.name.length * LETTER) / 2;
-  const middle = Math.max(room, Math.min(width - room, x));
-  const name = svgElement("text", { x: middle, y: y - 16, "text-anchor": "middle" }, point.name);
+/** Shows a dot above all others, filled, with its name: where it stands already, else above the dot. */
+function raiseDot(raised, { point, x, y }, label, width) {
+  const length = point.name.length * LETTER;
+  const above = { x: Math.max(0, Math.min(width - length, x - length / 2)), y: y - 16 };
+  const place = label ?? above;
   raised.setAttribute("class", `raised ${point.key}`);
-  raised.replaceChildren(marker(point.key, x, y), name);
+  raised.replaceChildren(
+    marker(point.key, x, y),
+    svgElement("text", { x: place.x, y: place.y }, point.name),
+  );
 }
 
 function dotLink({ point, x, y }, label, size) {
