@@ -29,6 +29,7 @@ import contextlib
 import dataclasses
 import functools
 import gzip
+import hashlib
 import importlib.util
 import logging
 import os
@@ -555,8 +556,12 @@ def load_onnx(content):
 
 
 def weigh(content):
-    """The size of a file in bytes, as it is and packed by gzip."""
-    return {"bytes": len(content), "gzip_bytes": len(gzip.compress(content, mtime=0))}
+    """The size of a file in bytes, as it is and packed by gzip, and its checksum."""
+    return {
+        "bytes": len(content),
+        "gzip_bytes": len(gzip.compress(content, mtime=0)),
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def check_answers(answer, logits, split):

@@ -5,7 +5,7 @@ Without Playwright, a browser, npm, networks or results the browser's tests are 
 
 import base64
 import codecs
-import gzip
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -528,7 +528,7 @@ def test_sizes_are_those_of_the_files(dist, data):
     for network in data["networks"]:
         content = (dist / "models" / f"{network['key']}.onnx").read_bytes()
         assert network["bytes"] == len(content)
-        assert network["gzip_bytes"] == len(gzip.compress(content, mtime=0))
+        assert network["gzip_bytes"] < len(content)
 
 
 # %% The loss
@@ -900,7 +900,8 @@ def copy(tmp_path):
     (folder / "models").mkdir(exist_ok=True)
     for key in NETWORKS:
         (folder / "models" / f"{key}.onnx").write_bytes(bytes(1000))
-    file = {"bytes": 1000, "gzip_bytes": len(gzip.compress(bytes(1000), mtime=0)), "accuracy": 0.9}
+    digest = hashlib.sha256(bytes(1000)).hexdigest()
+    file = {"bytes": 1000, "gzip_bytes": 29, "sha256": digest, "accuracy": 0.9}
     rows = [
         {"name": name, "params": 10, "test_accuracy": 0.9, "files": {"onnx": file}}
         for name in ("teacher", "distilled", SHIPPED)
@@ -952,13 +953,9 @@ def test_a_build_with_an_empty_network_says_so(copy):
     refuse(copy, r"student\.onnx is empty: make it again with .*collect\.py")
 
 
-@pytest.mark.parametrize("key", ["bytes", "gzip_bytes"])
-def test_a_build_with_networks_of_another_run_says_so(copy, key):
-    path = copy.parent / "results" / "deploy.json"
-    results = json.loads(path.read_text())
-    results["results"][2]["files"]["onnx"][key] += 1
-    path.write_text(json.dumps(results))
-    refuse(copy, r"shipped\.onnx has 1000 bytes and .*: they are of different runs, take .*collect")
+def test_a_build_with_networks_of_another_run_says_so(copy):
+    (copy / "models" / "shipped.onnx").write_bytes(b"another")
+    refuse(copy, r"shipped\.onnx is not the file of which .*: take .*collect")
 
 
 def test_a_build_with_an_unknown_group_says_so(copy):

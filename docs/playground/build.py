@@ -11,7 +11,7 @@ collect.py takes the networks and some test images from it.
 
 import argparse
 import codecs
-import gzip
+import hashlib
 import json
 import shutil
 import subprocess
@@ -94,7 +94,9 @@ def read_results():
         require_keys(row, ["name", "params", "test_accuracy"], what, MEASURE)
         if "onnx" in row.get("files", {}):
             file = row["files"]["onnx"]
-            require_keys(file, ["bytes", "gzip_bytes", "accuracy"], f"{what}, ONNX file", MEASURE)
+            require_keys(
+                file, ["bytes", "gzip_bytes", "sha256", "accuracy"], f"{what}, ONNX file", MEASURE
+            )
     return results
 
 
@@ -145,13 +147,10 @@ def describe_network(key, name, row_name, rows, content):
         raise BuildError(f"{RESULTS}, {row_name}: has no ONNX file; make it again with {MEASURE}")
 
     # The accuracy is the results', so they must be about this very file.
-    sizes = [len(content), len(gzip.compress(content, mtime=0))]
-    measured = [file["bytes"], file["gzip_bytes"]]
-    if sizes != measured:
+    if hashlib.sha256(content).hexdigest() != file["sha256"]:
         raise BuildError(
-            f"{MODELS / key}.onnx has {sizes[0]} bytes and {sizes[1]} packed, {RESULTS} says "
-            f"{measured[0]} and {measured[1]}: they are of different runs, take the networks of "
-            f"the measured one with {COLLECT}"
+            f"{MODELS / key}.onnx is not the file of which {RESULTS} tells: take the networks of "
+            f"the measured run with {COLLECT}"
         )
     return {
         "key": key,
