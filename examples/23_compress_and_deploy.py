@@ -487,9 +487,15 @@ def export_stablehlo(network):
 
 
 def load_stablehlo(content):
-    """The function in such a file: float32 images [B, 28, 28, 1] to logits [B, C]."""
+    """The function in such a file, on the CPU: float32 images [B, 28, 28, 1] to logits [B, C]."""
     answer = jax.jit(jax.export.deserialize(bytearray(content)).call)
-    return lambda images: np.asarray(answer(images))
+    cpu = jax.local_devices(backend="cpu")[0]
+
+    def answer_on_cpu(images):
+        with jax.default_device(cpu):
+            return np.asarray(answer(images))
+
+    return answer_on_cpu
 
 
 def export_onnx(network):
@@ -578,17 +584,16 @@ def check_answers(answer, logits, split):
 
 @contextlib.contextmanager
 def one_core():
-    """Keeps JAX on the CPU and all threads of this process on one core. The latter needs Linux."""
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        if not hasattr(os, "sched_setaffinity"):
-            yield
-            return
-        cores = os.sched_getaffinity(0)
-        try:
-            _keep_threads_on({min(cores)})
-            yield
-        finally:
-            _keep_threads_on(cores)
+    """Keeps all threads of this process on one core, where the system lets it: on Linux."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    try:
+        _keep_threads_on({min(cores)})
+        yield
+    finally:
+        _keep_threads_on(cores)
 
 
 def _keep_threads_on(cores):
