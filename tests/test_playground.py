@@ -144,7 +144,7 @@ def data(dist):
 
 
 @pytest.fixture(scope="session")
-def test_images():
+def first_images():
     """The first 500 test images of MNIST."""
     if "MNIST_DATA_DIR" not in os.environ:
         pytest.skip("no MNIST: set MNIST_DATA_DIR")
@@ -414,6 +414,7 @@ def test_a_dot_is_answered(open_page):
     page = open_page()
     draw_with_mouse(page, [[(3, 3), (3, 3)]])
     wait_for_answers(page)
+    assert all(digit in "0123456789" for digit in shown_digits(page).values())
 
 
 def test_ink_from_before_the_networks_were_ready_is_answered(open_page):
@@ -471,12 +472,12 @@ def test_a_test_image_comes_back_as_it_was(open_page, data):
 
 
 @pytest.mark.parametrize("place", measure.PLACES.values(), ids=measure.PLACES)
-def test_repainted_test_images_are_read_as_well(open_page, test_images, place):
+def test_repainted_test_images_are_read_as_well(open_page, first_images, place):
     page = open_page()
-    painted = measure.paint(page, test_images.image, place)
-    labels = test_images.label
+    painted = measure.paint(page, first_images.image, place)
+    labels = first_images.label
     accuracy = (measure.predict(page, "student", painted).argmax(-1) == labels).mean()
-    plain = (measure.predict(page, "student", test_images.image).argmax(-1) == labels).mean()
+    plain = (measure.predict(page, "student", first_images.image).argmax(-1) == labels).mean()
     assert plain > 0.97
     assert abs(accuracy - plain) <= 0.01
 
