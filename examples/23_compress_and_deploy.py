@@ -13,7 +13,7 @@ student whose teacher is kept or left out while it is compressed. They are expor
 ONNX. The files are weighed, checked against the networks, and timed on one core beside the
 teacher's. Zeros make a file smaller only when it is packed.
 
-    python examples/23_compress_and_deploy.py               # one seed: 6 to 15 minutes
+    python examples/23_compress_and_deploy.py               # one seed: 12 to 22 minutes
     python examples/23_compress_and_deploy.py --sparsities 0.5 0.8 0.9 0.95    # a longer curve
     python examples/23_compress_and_deploy.py --quick       # a first look: about a minute
 
