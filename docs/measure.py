@@ -37,6 +37,7 @@ DISTIL = "examples/15_knowledge_distillation.py"
 LIMITED = "examples/16_limited_labels.py"
 ARCHITECTURES = "examples/22_architectures.py"
 DEPLOY = "examples/23_compress_and_deploy.py"
+BOTH = "--sparsities 0.8 0.95"
 FEATURES = "examples/21_feature_distillation.py"
 HINTON = "examples/25_hinton_2015.py"
 PATIENT = "examples/26_patient_teacher.py"
@@ -131,9 +132,9 @@ EXPERIMENTS["patient"] = [f"{PATIENT} --seed 340 --seeds 3 --teacher-seed 340"]
 EXPERIMENTS["mixup"] = [
     f"{PATIENT} --ways same mixup --epochs 120 --seed 345 --seeds 3 --teacher {RUNS}/patient/0"
 ]
-EXPERIMENTS["deploy"] = [f"{DEPLOY} --seed 350 --seeds 5 --teacher-seed 350"]
+EXPERIMENTS["deploy"] = [f"{DEPLOY} {BOTH} --seed 350 --seeds 5 --teacher-seed 350"]
 EXPERIMENTS["deploy_few"] = [
-    f"{DEPLOY} --labels 1000 --seed 355 --seeds 5 --teacher {RUNS}/deploy/0"
+    f"{DEPLOY} {BOTH} --labels 1000 --seed 355 --seeds 5 --teacher {RUNS}/deploy/0"
 ]
 EXPERIMENTS["deploy_tuning"] = [
     f"{DEPLOY} {HELD_OUT} --labels {labels} --sparsities 0.95 --seed 1 --seeds {seeds}"
