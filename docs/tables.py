@@ -843,6 +843,8 @@ def flags(file):
             if isinstance(field, ast.AnnAssign) and field.target.id not in shown_flags:
                 shown_flags.add(field.target.id)
                 default = ast.get_source_segment(source, field.value)
+                if isinstance(field.value, ast.Tuple):
+                    default = " ".join(str(x) for x in ast.literal_eval(field.value))
                 flag = field.target.id.replace("_", "-")
                 flag = f"`--no-{flag}`" if default == "True" else f"`--{flag}`"
                 shown = {"True": "off", "False": "off", "None": ""}.get(default, f"`{default}`")
