@@ -931,10 +931,12 @@ def print_files(run):
     experiment.print_heading(
         f"FILES OF SEED {run.config.seed}, MILLISECONDS: MEDIAN, 95TH PERCENTILE"
     )
-    print(f"{'':42} {'':9}   on disk     packed  accuracy      a batch of 1           of 128")
-    for name in dict.fromkeys(row["name"] for row in run.rows):
+    names = list(dict.fromkeys(row["name"] for row in run.rows))
+    wide = max(map(len, names))
+    print(f"{'':{wide}} {'':9}   on disk     packed  accuracy      a batch of 1           of 128")
+    for name in names:
         for kind, file in run.values(name, "files")[0].items():
-            line = f"{name:42} {kind:9}"
+            line = f"{name:{wide}} {kind:9}"
             line += f"{file['bytes'] / 1000:7.1f} kB {file['gzip_bytes'] / 1000:7.1f} kB"
             if "accuracy" in file:
                 line += f"{100 * file['accuracy']:8.2f} %"

@@ -589,6 +589,22 @@ def test_files_are_there_and_as_the_rows_say(watched, script, digits):
                 assert file["largest_difference"] < 1e-3
 
 
+def test_the_columns_of_the_printed_table_stand_below_one_another(script, tmp_path, capsys):
+    """Under the longest name, too."""
+    run = make_run(tmp_path, None, script.Config())
+    file = {"bytes": 1000, "gzip_bytes": 500, "accuracy": 0.5}
+    file["latency_ms"] = {"1": TIMES, "128": TIMES}
+    long_name = script.name_of_student(script.LEFT_OUT, "sparse int8", 0.99999)
+    for name in ("teacher", long_name):
+        run.rows.append({"name": name, "files": {"stablehlo": file, "onnx": file}})
+    script.print_files(run)
+    header, *lines = capsys.readouterr().out.splitlines()[2:]
+    assert len(lines) == 4
+    for title, value in {"on disk": "1.0 kB", "packed": "0.5 kB", "accuracy": "50.00 %"}.items():
+        end = header.index(title) + len(title)
+        assert all(line[:end].endswith(f" {value}") for line in lines)
+
+
 def test_zeros_are_worth_nothing_until_they_are_packed(watched):
     report, _, _ = watched
     files = {row["name"]: row["files"]["stablehlo"] for row in report["results"]}
