@@ -1,6 +1,7 @@
 """Script 23: pruning, rounding to int8, what is trained on what, and the files that are shipped."""
 
 import os
+import re
 import sys
 
 import experiment
@@ -336,6 +337,50 @@ def test_onnx_answers_like_the_network_for_batches_of_any_size(script):
         load_again = script.load_onnx(content)
         for images in (IMAGES[:1], IMAGES):
             np.testing.assert_allclose(load_again(images), answer(network, images), atol=1e-4)
+
+
+@ONNX
+def test_copied_functions_export_another_network(tmp_path):
+    """Those that the page shows, with what it says of the network."""
+    page = (EXAMPLES.parent / "docs/23_compress_and_deploy.md").read_text()
+    shown = page[page.index("### Files") : page.index("For a project of your own")]
+    source = (EXAMPLES / SCRIPT).read_text()
+    functions = re.findall(r"^def .*?(?=^```|^def )", shown, re.MULTILINE | re.DOTALL)
+    functions += re.findall(r"^def to_function.*?(?=^def )", source, re.MULTILINE | re.DOTALL)
+    imports = """
+import logging, tempfile
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+IMAGE_SHAPE = (28, 28, 1)
+"""
+    assert len(functions) == 6
+    text = imports + "\n".join(functions)
+    copied = load(tmp_path / "copied_functions.py", text)
+
+    class Network(nnx.Module):
+        def __init__(self, pool, rngs):
+            self.conv = nnx.Conv(1, 8, (3, 3), rngs=rngs)
+            self.dense = nnx.Linear(14 * 14 * 8, 10, rngs=rngs)
+            self.pool = pool
+
+        def __call__(self, x, train):
+            x = self.pool(nnx.relu(self.conv(x)))
+            return self.dense(x.reshape(x.shape[0], -1))
+
+    network = Network(
+        lambda x: nnx.max_pool(x, window_shape=(2, 2), strides=(2, 2)), rngs=nnx.Rngs(0)
+    )
+    onnx = copied.export_onnx(network)
+    int8 = copied.quantize_onnx(onnx, IMAGES)
+    stablehlo = copied.load_stablehlo(copied.export_stablehlo(network))
+    np.testing.assert_allclose(stablehlo(IMAGES), answer(network), atol=1e-4)
+    np.testing.assert_allclose(copied.load_onnx(onnx)(IMAGES), answer(network), atol=1e-4)
+    np.testing.assert_allclose(copied.load_onnx(int8)(IMAGES), answer(network), atol=0.1)
+
+    unnamed = Network(lambda x: nnx.max_pool(x, (2, 2), (2, 2)), rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="positional"):
+        copied.export_onnx(unnamed)
 
 
 @ONNX
