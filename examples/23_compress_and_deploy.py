@@ -30,6 +30,7 @@ import dataclasses
 import functools
 import gzip
 import hashlib
+import importlib
 import importlib.util
 import logging
 import os
@@ -51,6 +52,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from utils import (
     Split,
+    UserError,
     batches,
     check_batch_size,
     evaluate,
@@ -465,6 +467,21 @@ HOW_TO_HAVE_ONNX = (
     "python -m pip install -r examples/requirements-export.txt, then the same command"
 )
 IMAGE_SHAPE = (28, 28, 1)
+
+
+def check_exporters():
+    """Raises UserError, before anything is trained, if a package for ONNX is installed, but cannot
+    be imported."""
+    if not HAS_ONNX:
+        return
+    for module in ("onnx", "onnxruntime.quantization.shape_inference", "jax2onnx"):
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # where versions do not fit it may be of any kind
+            package = module.split(".")[0]
+            broken = f"{package}: cannot be imported ({type(error).__name__}: {error})"
+            cure = f"mend it by {HOW_TO_HAVE_ONNX}; or uninstall it, to have StableHLO alone"
+            raise UserError(f"{broken}; {cure}") from None
 
 
 def to_function(network):
@@ -989,6 +1006,7 @@ def summarise_compression(run):
 
 def main(config):
     run = experiment.start(config)
+    check_exporters()
     data = run.data
     config = fill_in_defaults(config, data)
     run.config = config

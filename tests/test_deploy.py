@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, exhibit, load, make_run, watch
+from conftest import EXAMPLES, exhibit, load, make_run, refuse, watch
 from flax import nnx
 
 SCRIPT = "23_compress_and_deploy.py"
@@ -680,6 +680,28 @@ def test_without_onnx_there_is_stablehlo_and_the_summary_says_how_to_have_it(
     [hint] = [line for what, line in lines.items() if "not installed" in what]
     assert "pip install -r examples/requirements-export.txt" in hint
     assert script.draw(run)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "jax2onnx"])
+def test_an_exporter_that_cannot_be_imported_is_named_before_a_training(
+    script, package, tmp_path, monkeypatch, capsys
+):
+    """Whatever it raises: a library that is missing below it, a version that does not fit."""
+
+    class Importlib:
+        @staticmethod
+        def import_module(name):
+            if name.split(".")[0] == package:
+                raise RuntimeError("compiled for another NumPy")
+
+    monkeypatch.setattr(script, "HAS_ONNX", True)
+    monkeypatch.setattr(script, "importlib", Importlib)
+    arguments = [SCRIPT, "--dataset", "digits", "--quick", "--output-dir", tmp_path]
+    output = refuse(script, arguments, monkeypatch, capsys)
+    why = f"{package}: cannot be imported (RuntimeError: compiled for another NumPy); mend it by"
+    assert why in output.err
+    assert "requirements-export.txt" in output.err
+    assert "TEACHER" not in output.out
 
 
 def test_the_figure_shows_the_accuracy_of_the_file_on_its_axis(script, tmp_path, digits):
