@@ -470,8 +470,14 @@ IMAGE_SHAPE = (28, 28, 1)
 
 
 def check_exporters():
-    """Raises UserError, before anything is trained, if a package for ONNX is installed, but cannot
-    be imported."""
+    """Raises UserError, before anything is trained, if files could not be run on the CPU, or if a
+    package for ONNX is installed, but cannot be imported."""
+    try:
+        jax.local_devices(backend="cpu")
+    except RuntimeError:
+        platforms = jax.config.jax_platforms
+        cure = f"files are checked on the CPU; say JAX_PLATFORMS={platforms},cpu"
+        raise UserError(f"JAX_PLATFORMS {platforms}: {cure}") from None
     if not HAS_ONNX:
         return
     for module in ("onnx", "onnxruntime.quantization.shape_inference", "jax2onnx"):

@@ -704,6 +704,24 @@ def test_an_exporter_that_cannot_be_imported_is_named_before_a_training(
     assert "TEACHER" not in output.out
 
 
+def test_jax_platforms_without_the_cpu_is_refused_before_a_training(
+    script, tmp_path, monkeypatch, capsys
+):
+    """As JAX_PLATFORMS=cuda beside a GPU. Files are checked and timed on the CPU."""
+    real_devices = jax.local_devices
+
+    def local_devices(*, backend=None):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return real_devices(backend=backend)
+
+    monkeypatch.setattr(jax, "local_devices", local_devices)
+    arguments = [SCRIPT, "--dataset", "digits", "--quick", "--output-dir", tmp_path]
+    output = refuse(script, arguments, monkeypatch, capsys)
+    assert f"say JAX_PLATFORMS={jax.config.jax_platforms},cpu" in output.err
+    assert "TEACHER" not in output.out
+
+
 def test_the_figure_shows_the_accuracy_of_the_file_on_its_axis(script, tmp_path, digits):
     """Of an int8 network onnxruntime's, which rounds in its own way."""
     run = make_run(tmp_path, digits)
