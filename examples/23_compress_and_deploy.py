@@ -31,6 +31,7 @@ import functools
 import gzip
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import os
@@ -441,6 +442,9 @@ def train_sparse(name, start, sparsity, lesson, recipe, run):
     return student
 
 
+ROUNDED_BY = f"qwix {importlib.metadata.version('qwix')}"  # by another version it trains anew
+
+
 def train_int8(name, start, lesson, recipe, run):
     """Trains a student to tolerate int8, from the weights of a trained one, `start`. Returns a
     student that rounds in its forward pass. What is pruned stays so."""
@@ -450,6 +454,7 @@ def train_int8(name, start, lesson, recipe, run):
     step = make_step(student, optimizer, lesson)
 
     training = Training(run, name, student, optimizer, recipe, lesson.labelled)
+    training.notes["rounded_by"] = ROUNDED_BY
     for epoch in training.epochs():
         for batch in make_batches(lesson, recipe, epoch):
             training.log(step(batch))
@@ -462,7 +467,8 @@ def train_int8(name, start, lesson, recipe, run):
 # phones too. In both the number of images in a batch is left free; images are [B, 28, 28, 1], from
 # 0 to 1, as in training.
 
-HAS_ONNX = all(importlib.util.find_spec(x) for x in ("jax2onnx", "onnx", "onnxruntime"))
+EXPORTERS = ("jax2onnx", "onnx", "onnxruntime")
+HAS_ONNX = all(importlib.util.find_spec(name) for name in EXPORTERS)
 HOW_TO_HAVE_ONNX = (
     "python -m pip install -r examples/requirements-export.txt, then the same command"
 )
@@ -1041,7 +1047,8 @@ def main(config):
             ship(student, run, recipe.seed, teacher_logits, is_timed)
 
     print_files(run)
-    return run.finish(draw(run), summarise_compression(run))
+    exporters = {name: importlib.metadata.version(name) for name in EXPORTERS if HAS_ONNX}
+    return run.finish(draw(run), summarise_compression(run), exporters=exporters)
 
 
 if __name__ == "__main__":
