@@ -34,15 +34,14 @@ NETWORKS = {
 }
 
 
-def load_networks(folder, script, seeds, images):
-    """The networks of a run as they are in JAX, by their names in NETWORKS. `images` [1, H, W, C]
-    are what the rounding to int8 is shown."""
+def load_networks(folder, script, seeds):
+    """The networks of a run as they are in JAX, by their names in NETWORKS."""
     networks = {}
     for key, name in NETWORKS.items():
         kind = script.TeacherCNN if key == "teacher" else script.StudentCNN
         network = experiment.load_network(folder, name, kind(rngs=nnx.Rngs(0)), seeds[key])
         if name.endswith("int8"):
-            network = script.quantize_after_training(network, images)
+            network = script.quantize_after_training(network)
         networks[key] = network
     return networks
 
@@ -85,7 +84,7 @@ def collect(folder):
         experiment.write_whole(PLAYGROUND / "models" / f"{key}.onnx", path.read_bytes())
 
     data = utils.load_data("mnist", fall_back=False)
-    networks = load_networks(folder, script, seeds, data.train.image[:1] / np.float32(255))
+    networks = load_networks(folder, script, seeds)
     logits = {key: utils.predict(network, data.test) for key, network in networks.items()}
     text = json.dumps(choose_samples(data.test, logits), indent=1) + "\n"
     experiment.write_whole(PLAYGROUND / "samples.json", text.encode())
