@@ -158,7 +158,7 @@ EXPERIMENTS["fashion_teacher_tuning"] = [
 # What pages show of the first command of an experiment: {experiment: {picture: file of the run}}.
 WITH_FIGURE = ("default", "grid", "temperature", "ensemble", "self", "online", "cross_modal")
 WITH_FIGURE += ("limited_labels", "controls", "hinton", "fashion", "features", "patient")
-WITH_FIGURE += ("architectures",)
+WITH_FIGURE += ("architectures", "deploy")
 FIGURES = {name: {f"{name}.png": "figure.png"} for name in WITH_FIGURE}
 FIGURES["default"]["soft_targets.png"] = "soft_targets.png"
 
