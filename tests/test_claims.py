@@ -72,6 +72,42 @@ def behind_the_teacher(name):
     return f"{100 * difference:.2f}"
 
 
+SHIPPED = "distilled, 80 % sparse int8"
+LEFT_OUT = "distilled, teacher left out"
+
+
+def times_smaller(name, key):
+    """How many times smaller an ONNX file is than the teacher's; `key` is bytes or gzip_bytes."""
+    return tables.file_of("teacher", "onnx")[key] / tables.file_of(name, "onnx")[key]
+
+
+def kept_minus_left_out(name, compression):
+    """What the teacher is worth while a distilled student is compressed."""
+    return gain(name, f"distilled, {compression}", f"{LEFT_OUT}, {compression}")
+
+
+def loss_in_parts(name, compressed):
+    """What a compression loses against the distilled student in float32: the mean, the interval."""
+    return unsigned(gain(name, "distilled", compressed))
+
+
+def fewest_errors(group):
+    """The mean validation errors of a student's best rate, with 1,000 labels."""
+    content = read("deploy_tuning")
+    errors = {}  # {rate: validation errors}
+    for row in content["results"]:
+        trained = row["compression"] in ("int8 in training", "sparse", "sparse int8")
+        labels = content["runs"][row["run"]]["config"]["labels"]
+        if trained and row["group"] == group and labels == 1000:
+            errors.setdefault(row["learning_rate"], []).append(row["validation_errors"])
+    return min(map(np.mean, errors.values()))
+
+
+def unsigned(found):
+    """A difference that is above zero with all of its interval, in words without signs."""
+    return f"{found.mean:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+
+
 SCRIPT_22 = measure.load(measure.ARCHITECTURES)
 PAIRS = [(student, teacher) for student in SCRIPT_22.STUDENTS for teacher in SCRIPT_22.TEACHERS]
 
@@ -1162,6 +1198,71 @@ CLAIMS = {
                 min(trials_of_views("same view", 60, (4e-2,))),
                 max(trials_of_views("same view", 60, (4e-2,))),
                 min(trials_of_views("baseline", 60)),
+            ),
+        ),
+    ],
+    "23_compress_and_deploy": [
+        ("in int8 and with 80 % zeros are", None),
+        ("Those with 95 % zeros are", None),
+        ("**80 % of the weights can go; 95 % cost more.**", None),
+        (
+            "file {:.0f} times smaller than its teacher's, and loses {:.2f} points. Keeping the teacher while the student is compressed gained {:.2f} points with 1,000 labels, and nothing with all.",
+            lambda: (
+                times_smaller(SHIPPED, "bytes"),
+                -gain("deploy", SHIPPED, "distilled").mean,
+                kept_minus_left_out("deploy_few", "80 % sparse int8").mean,
+            ),
+        ),
+        (
+            "on labels alone forgets what its teacher taught: 80 % sparse int8 loses {} points ({}). With the teacher no loss was found ({}, {}). The control shows why: labels alone cost a student {} points even where nothing is compressed.",
+            lambda: (
+                *loss_in_parts("deploy_few", f"{LEFT_OUT}, 80 % sparse int8"),
+                *in_parts(gain("deploy_few", SHIPPED, "distilled")),
+                loss_in_parts("deploy_few", f"{LEFT_OUT}, trained on")[0],
+            ),
+        ),
+        (
+            "best against best, the teacher saves {:.0f} of {:.0f} errors.",
+            lambda: (
+                fewest_errors(LEFT_OUT) - fewest_errors("distilled"),
+                fewest_errors(LEFT_OUT),
+            ),
+        ),
+        (
+            "Students that left the teacher out were ahead at 80 %, by {} points ({}) and in int8 by {} ({}).",
+            lambda: (
+                *unsigned(gain("deploy", f"{LEFT_OUT}, 80 % sparse", "distilled, 80 % sparse")),
+                *unsigned(gain("deploy", f"{LEFT_OUT}, 80 % sparse int8", SHIPPED)),
+            ),
+        ),
+        (
+            "with {:.0f} % of the bytes. Rounding at the end loses {:.2f} points at most,",
+            lambda: (
+                100
+                * tables.file_of("distilled, int8 in training", "onnx")["bytes"]
+                / tables.file_of("distilled", "onnx")["bytes"],
+                max(
+                    -gain(name, f"{student}, int8 after training", student).mean
+                    for name in ("deploy", "deploy_few")
+                    for student in ("baseline", "distilled")
+                ),
+            ),
+        ),
+        (
+            "With all labels, 80 % sparse int8 loses {} points ({}), 95 % sparse int8 loses {}. On disk both files are {:.0f} times smaller than the teacher's; packed, {:.0f} and {:.0f} times.",
+            lambda: (
+                *loss_in_parts("deploy", SHIPPED),
+                loss_in_parts("deploy", "distilled, 95 % sparse int8")[0],
+                times_smaller(SHIPPED, "bytes"),
+                times_smaller(SHIPPED, "gzip_bytes"),
+                times_smaller("distilled, 95 % sparse int8", "gzip_bytes"),
+            ),
+        ),
+        (
+            "the student in float32 answers one image {:.0f} times as fast as its teacher.",
+            lambda: (
+                tables.file_of("teacher", "onnx")["latency_ms"]["1"]["median"]
+                / tables.file_of("distilled", "onnx")["latency_ms"]["1"]["median"]
             ),
         ),
     ],

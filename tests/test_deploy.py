@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 import utils
-from conftest import EXAMPLES, exhibit, load, make_run, refuse, watch
+from conftest import EXAMPLES, ROOT, exhibit, load, make_run, refuse, watch
 from flax import nnx
+from tables import rows
 
 SCRIPT = "23_compress_and_deploy.py"
 SHAPE = (28, 28, 1)
@@ -589,6 +590,20 @@ def test_the_recipes(watched):
     assert trainings["teacher"].recipe.seed == 3
 
 
+def test_the_results_say_what_rounded_and_what_exported(watched, script):
+    """And a training that another qwix has rounded is not taken up."""
+    report, _, _ = watched
+    for row in report["results"]:
+        by_qwix = row["compression"] in ("int8 in training", "sparse int8")
+        assert row.get("rounded_by") == (script.ROUNDED_BY if by_qwix else None)
+    assert re.fullmatch(r"qwix \d+\.\d+\.\d+", script.ROUNDED_BY)
+    assert set(report["exporters"]) == (set(script.EXPORTERS) if script.HAS_ONNX else set())
+    before = experiment.fingerprint(script.train_int8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "ROUNDED_BY", "qwix 9.9.9")
+        assert experiment.fingerprint(script.train_int8) != before
+
+
 def test_rows_are_of_what_is_shipped(watched, script, digits):
     """An int8 row is scored with int8 weights, a sparse one says how sparse it is."""
     report, trainings, folder = watched
@@ -747,3 +762,36 @@ def test_the_exporters_are_needed_by_nothing_else(script):
     for package in ("jax2onnx", "onnxruntime"):
         assert f"\nimport {package}" not in text
         assert f"\nfrom {package}" not in text
+
+
+# %% Networks for the page to play with
+
+
+def test_networks_of_a_run_are_collected_as_jax_has_them(watched, script, digits, monkeypatch):
+    report, _, folder = watched
+    collect = load(ROOT / "docs/playground/collect.py", name="collect")
+    monkeypatch.setitem(collect.NETWORKS, "shipped", "distilled, 90 % sparse int8")
+    seeds = {"teacher": 3, "student": 7, "shipped": 7}
+    networks = collect.load_networks(folder, script, seeds)
+    test = digits.test.take(np.arange(100))
+    errors = {row["name"]: row["test_errors"] for row in report["results"]}
+    for key, name in collect.NETWORKS.items():
+        answers = utils.predict(networks[key], test).argmax(axis=1)
+        assert (answers != test.label).sum() == errors[name]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("teacher", "teacher"), ("student", "distilled"), ("shipped", "distilled, 80 % sparse int8")],
+)
+def test_committed_networks_are_as_accurate_as_the_results_say(script, file, name):
+    """Another processor may round one image's logits to the other side."""
+    pytest.importorskip("onnxruntime", reason=script.HOW_TO_HAVE_ONNX)
+    if "MNIST_DATA_DIR" not in os.environ:
+        pytest.skip("no MNIST: set MNIST_DATA_DIR")
+    test = utils.load_data("mnist").test
+    answer = script.load_onnx((ROOT / f"docs/playground/models/{file}.onnx").read_bytes())
+    chunks = np.split(np.float32(test.image) / 255, 100)
+    answers = np.concatenate([answer(chunk).argmax(1) for chunk in chunks])
+    accuracy = (answers == test.label).mean()
+    assert accuracy == pytest.approx(rows("deploy", name)[0]["files"]["onnx"]["accuracy"], abs=2e-4)
