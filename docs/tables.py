@@ -747,8 +747,8 @@ def deploy_search():
         for student in ("baseline", "distilled", "distilled, teacher left out", "all three"):
             lines.append([labels, student, mark_best(tried[labels, student].items())])
     note = (
-        "Mean errors of int8 in training, sparse, and sparse int8, with a sparsity of 0.95, on 10,000 "
-        "validation images: with all labels one seed, with 1,000 two. Bold: the best of its line."
+        "Mean errors of int8 in training, sparse, and sparse int8, with a sparsity of 0.95, on "
+        "10,000 validation images: with all labels one seed, 1,000 two. Bold: best of its line."
     )
     return table(["labels", "student", "peak rate: errors"], lines, "deploy_tuning", note)
 
