@@ -15,7 +15,7 @@ teacher's. Zeros make a file smaller only when it is packed.
 
     python examples/23_compress_and_deploy.py               # one seed: 9 to 16 minutes
     python examples/23_compress_and_deploy.py --sparsities 0.8 0.95        # two sparsities
-    python examples/23_compress_and_deploy.py --quick       # a first look: about a minute
+    python examples/23_compress_and_deploy.py --quick       # a first look: 2 to 3 minutes
 
 Times are for 2 CPU cores, from fast to slow. ONNX needs packages of its own, without which there
 is StableHLO alone: python -m pip install -r examples/requirements-export.txt
