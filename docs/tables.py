@@ -732,18 +732,25 @@ def deployed_latencies():
     return table(header, lines, "deploy", note)
 
 
-def deploy_search():
-    """The peak rates of compressions that were tried: validation errors, the best in bold."""
+def errors_of_rates():
+    """What the search of script 23's rate found, of all students whose weights a compression trains
+    further: {(labels, student): {rate: validation errors}}."""
     content = read("deploy_tuning")
-    tried = {}  # {(labels, student): {rate: errors}}
+    tried = {}
     for row in content["results"]:
         if row["compression"] in ("int8 in training", "sparse", "sparse int8"):
             labels = content["runs"][row["run"]]["config"]["labels"]
             for student in (row["group"], "all three"):
-                rates = tried.setdefault((str(labels), student), {})
+                rates = tried.setdefault((labels, student), {})
                 rates.setdefault(row["learning_rate"], []).append(row["validation_errors"])
+    return tried
+
+
+def deploy_search():
+    """The peak rates of compressions that were tried: validation errors, the best in bold."""
+    tried = errors_of_rates()
     lines = []
-    for labels in ("all", "1000"):
+    for labels in ("all", 1000):
         for student in ("baseline", "distilled", "distilled, teacher left out", "all three"):
             lines.append([labels, student, mark_best(tried[labels, student].items())])
     note = (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import EXAMPLES, SCRIPTS, load
 from flax import nnx
-from tables import read, searched
+from tables import errors_of_rates, read, searched
 
 OWN_TRANSFORM = [x for x in SCRIPTS if "def make_transform(" in (EXAMPLES / x).read_text()]
 WITH_TEACHER = [x for x in SCRIPTS if "class TeacherCNN(" in (EXAMPLES / x).read_text()]
@@ -255,12 +255,7 @@ def test_settings_of_views_are_those_of_their_search(many):
 def test_the_rate_of_compressions_is_the_best_of_its_search(labels, margin):
     """Of all students whose weights a compression trains further: with all labels it has the fewest
     errors, with 1,000 labels within 2 % of the fewest."""
-    content = read("deploy_tuning")
-    errors = {}  # {rate: validation errors}
-    for row in content["results"]:
-        trained = row["compression"] in ("int8 in training", "sparse", "sparse int8")
-        if trained and content["runs"][row["run"]]["config"]["labels"] == labels:
-            errors.setdefault(row["learning_rate"], []).append(row["validation_errors"])
     config = load(EXAMPLES / "23_compress_and_deploy.py").Config()
-    totals = {rate: sum(found) for rate, found in errors.items()}
+    tried = errors_of_rates()[labels, "all three"]
+    totals = {rate: sum(errors) for rate, errors in tried.items()}
     assert totals[config.compression_learning_rate] <= margin * min(totals.values())
