@@ -81,7 +81,7 @@ class Config(experiment.CommonFlags):
     """Labelled images of the students, or all (default: all; digits and quick 100)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
     """Epochs of the students before they are compressed (default: by the number of labels, 4 with
-    all of MNIST; digits and quick 120)."""
+    all of MNIST; digits 120, quick 60)."""
     compression_epochs: Annotated[int | None, Range(1, 10_000), OPEN] = None
     """Epochs of each compression that trains (default: half as many)."""
     batch_size: Annotated[int | None, Range(1), OPEN] = None
@@ -264,16 +264,16 @@ def prune(student, sparsity):
     together. Biases and BatchNorm, few numbers, keep theirs."""
     params = nnx.state(student, nnx.Param)
     kernels = [x for x in jax.tree.leaves(params) if x.ndim > 1]
-    magnitudes = np.sort(np.concatenate([np.abs(x).ravel() for x in kernels]))
-    count = round(sparsity * len(magnitudes))
+    count = round(sparsity * sum(x.size for x in kernels))
     if count == 0:
         return
+    magnitudes = np.sort(np.concatenate([np.abs(x).ravel() for x in kernels]))
     threshold = magnitudes[count - 1]
 
     def prune_array(x):
         if x.ndim == 1:
             return x
-        return jnp.where(jnp.abs(x) <= threshold, 0, x)
+        return jnp.where(np.abs(x) <= threshold, 0, x)
 
     nnx.update(student, jax.tree.map(prune_array, params))
 
@@ -281,7 +281,7 @@ def prune(student, sparsity):
 def measure_sparsity(student):
     """The share of a student's weights that are 0, without biases and BatchNorm."""
     kernels = [x for x in jax.tree.leaves(nnx.state(student, nnx.Param)) if x.ndim > 1]
-    zeros = sum(int((x == 0).sum()) for x in kernels)
+    zeros = sum(int((np.asarray(x) == 0).sum()) for x in kernels)
     return zeros / sum(x.size for x in kernels)
 
 
@@ -303,21 +303,32 @@ INT8 = {"module_path": ".*", "weight_qtype": jnp.int8, "act_qtype": jnp.int8}
 ONE_IMAGE = np.zeros((1, 28, 28, 1), np.float32)  # with which qwix finds its way through a network
 
 
+# qwix makes a new class in each call. Networks of one class share what is compiled for them: so the
+# first of these functions is compiled, and the second is called once.
+
+
+@nnx.jit
 def quantize_after_training(student):
     """A copy of a student that computes with int8 weights and activations, in all four layers."""
+    student = use_plain_conv(nnx.clone(student))
     provider = qwix.PtqProvider([qwix.QuantizationRule(**INT8)])
     return qwix.quantize_model(student, provider, ONE_IMAGE)
 
 
-@functools.cache  # qwix makes a new class each time; networks of one class share the compiled step
+@functools.cache
 def make_rounding_student(classes):
     """A student whose forward pass rounds weights and activations to int8, in training too."""
-    student = StudentCNN(classes, rngs=nnx.Rngs(0))
-    # qwix replaces JAX's own convolution. In training `fast.conv` has another, and would stay as it
-    # is. (`max_pool` only compares numbers, so there is nothing to round.)
-    student.conv1.conv_general_dilated = jax.lax.conv_general_dilated
+    student = use_plain_conv(StudentCNN(classes, rngs=nnx.Rngs(0)))
     provider = qwix.QtProvider([qwix.QtRule(**INT8)])
-    return qwix.quantize_model(student, provider, ONE_IMAGE)
+    # qwix need not see an image: in training there are no weights to be stored as int8.
+    return qwix.quantize_model(student, provider, skip_nnx_init=True)
+
+
+def use_plain_conv(student):
+    """The student with JAX's own convolution. That is what qwix replaces: `fast.conv` would stay as
+    it is. (`max_pool` only compares numbers, so there is nothing to round.)"""
+    student.conv1.conv_general_dilated = jax.lax.conv_general_dilated
+    return student
 
 
 def copy_weights(source, target):
@@ -603,8 +614,13 @@ def weigh(content):
 def check_answers(answer, logits, split):
     """How a loaded file answers all images of a split: its accuracy, and against the network's own
     logits [N, C] the number of other answers and the largest difference of a logit."""
-    chunks = np.split(split.image, range(500, len(split.image), 500))
-    answers = np.concatenate([answer(chunk / np.float32(255)) for chunk in chunks])
+    answers = []
+    for start in range(0, len(split.image), 128):
+        images = split.image[start : start + 128] / np.float32(255)
+        # The last batch is filled up: another size would be compiled anew.
+        filled = np.concatenate([images, np.zeros((128 - len(images), *IMAGE_SHAPE), np.float32)])
+        answers.append(answer(filled)[: len(images)])
+    answers = np.concatenate(answers)
     return {
         "accuracy": float((answers.argmax(-1) == split.label).mean()),
         "different_answers": int((answers.argmax(-1) != logits.argmax(-1)).sum()),
@@ -632,7 +648,7 @@ def _keep_threads_on(cores):
             os.sched_setaffinity(int(thread), cores)
 
 
-def measure_latency(answer, turns=30):
+def measure_latency(answer, turns):
     """Milliseconds on one core for the answers to a batch of 1 and of 128: the median and the 95th
     percentile of some turns."""
     found = {}
@@ -692,6 +708,8 @@ def dense_recipe(config, data, seed, labels):
         epochs = 120
         rate = 1e-2
         batch_size = 32
+    if config.quick:
+        epochs = 60
     if config.epochs is not None:
         epochs = config.epochs
     if config.learning_rate is not None:
@@ -845,7 +863,7 @@ def ship(student, run, seed, teacher_logits, is_timed):
             file |= check_answers(answer, logits, run.data.test)
         if is_timed:
             with one_core():
-                file["latency_ms"] = measure_latency(answer)
+                file["latency_ms"] = measure_latency(answer, 10 if run.config.quick else 30)
         files[kind] = file
     run.add_row(
         student.name, student.network, logits, seed=seed, teacher_logits=teacher_logits,
