@@ -139,8 +139,11 @@ EXPERIMENTS["deploy_few"] = [
 EXPERIMENTS["deploy_tuning"] = [
     f"{DEPLOY} {HELD_OUT} --labels {labels} --sparsities 0.95 --seed 1 --seeds {seeds}"
     f" --compression-learning-rate {rate} --teacher {RUNS}/teacher_tuning/1"
-    for labels, seeds in (("all", 1), ("1000", 2))
-    for rate in ("2e-3", "5e-3", "1e-2", "2e-2")
+    for labels, seeds, rates in (
+        ("all", 1, ("2e-3", "5e-3", "1e-2", "2e-2")),
+        ("1000", 2, ("2e-3", "5e-3", "1e-2", "2e-2", "1e-3", "5e-4")),
+    )
+    for rate in rates
 ]
 EXPERIMENTS["fashion_teacher_tuning"] = [
     f"examples/13_teacher_training.py {FASHION} {HELD_OUT} --epochs {epochs} --augmentation {how}"

@@ -89,8 +89,9 @@ class Config(experiment.CommonFlags):
     learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
     """Students' peak learning rate (default: 4e-2 with less than 10,000 labels, 2e-2 with more;
     digits and quick 1e-2)."""
-    compression_learning_rate: Annotated[float, Range(0, low_excluded=True)] = 5e-3
-    """Peak learning rate of each compression that trains."""
+    compression_learning_rate: Annotated[float | None, Range(0, low_excluded=True), OPEN] = None
+    """Peak learning rate of each compression that trains (default: 5e-3; 1e-3 with less than 10,000
+    labels where the teacher is left out)."""
     temperature: Annotated[float, Range(0.001, 10_000)] = 3.0
     """Temperature T that softens the distributions of teacher and student."""
     alpha: Annotated[float, Range(0, 1)] = 0.5
@@ -669,7 +670,7 @@ def measure_latency(answer, turns):
 
 # %% Settings
 # What a flag leaves open is chosen here. The students are trained as in script 15 before they are
-# compressed, and then for half as many epochs. The rate of that was searched on validation images.
+# compressed, and then for half as many epochs, at rates that were searched on validation images.
 
 
 def fill_in_defaults(config, data):
@@ -721,10 +722,14 @@ def dense_recipe(config, data, seed, labels):
     return Recipe(seed, epochs, batch_size, rate, "onecycle")
 
 
-def compression_recipe(config, recipe):
-    """How a student is trained while it is compressed, from its recipe before."""
+def compression_recipe(config, recipe, labels, teacher_left_out=False):
+    """How a student is trained on so many labels while it is compressed, from its recipe before.
+    Where it leaves its teacher out, few labels make it forget; at a low rate it forgets less."""
     epochs = config.compression_epochs or max(1, recipe.epochs // 2)
-    return recipe._replace(epochs=epochs, learning_rate=config.compression_learning_rate)
+    rate = config.compression_learning_rate
+    if rate is None:
+        rate = 1e-3 if teacher_left_out and labels < 10_000 else 5e-3
+    return recipe._replace(epochs=epochs, learning_rate=rate)
 
 
 # %% The students of one seed
@@ -803,8 +808,10 @@ def train_students(teacher, labelled, classes, recipe, config, run):
     teacher_logits = predict_by_index(teacher, labelled)
     alone = Lesson(labelled, classes, None, config.temperature, config.alpha)
     with_teacher = alone._replace(teacher_logits=teacher_logits)
-    further = compression_recipe(config, recipe)
-    about = f"seed {recipe.seed}, {len(labelled.label):,} labels"
+    labels = len(labelled.label)
+    further = compression_recipe(config, recipe, labels)
+    without = compression_recipe(config, recipe, labels, teacher_left_out=True)
+    about = f"seed {recipe.seed}, {labels:,} labels"
 
     experiment.print_heading(f"BASELINE: {about}, no teacher")
     baseline = train_dense("baseline", alone, recipe, run)
@@ -818,7 +825,7 @@ def train_students(teacher, labelled, classes, recipe, config, run):
         Student("distilled", "float32", 0.0, distilled),
         round_after_training("distilled", distilled),
         *compress("distilled", distilled, with_teacher, further, config.sparsities, run),
-        *compress(LEFT_OUT, distilled, alone, further, config.sparsities, run),
+        *compress(LEFT_OUT, distilled, alone, without, config.sparsities, run),
     ]
 
 
