@@ -7,18 +7,19 @@
 # ///
 """A student is made to be shipped: how small does it get, and does the teacher help it there?
 
-Students are pruned (the smallest weights become 0) and quantised (weights and activations become
-int8, after training or in training), and both: a baseline that never has a teacher, and a distilled
-student whose teacher is kept or left out while it is compressed. They are exported as StableHLO and
-ONNX. The files are weighed, checked against the networks, and timed on one core beside the
-teacher's. Zeros make a file smaller only when it is packed.
+Two students are trained: a baseline that never has a teacher, and a distilled student. Each is
+pruned (the smallest weights become 0), quantised (weights and activations become int8, after
+training or in training), or both. For the distilled student this is done twice: with its teacher,
+and with the teacher left out meanwhile. All are exported as StableHLO and ONNX, and the files are
+weighed. Those of the teacher and of the distilled student that kept it are compared with the
+networks on all test images, and timed on one core.
 
     python examples/23_compress_and_deploy.py               # one seed: 9 to 16 minutes
     python examples/23_compress_and_deploy.py --sparsities 0.8 0.95        # two sparsities
     python examples/23_compress_and_deploy.py --quick       # a first look: 2 to 3 minutes
 
-Times are for 2 CPU cores, from fast to slow. ONNX needs packages of its own, without which there
-is StableHLO alone: python -m pip install -r examples/requirements-export.txt
+Times are for 2 CPU cores, from faster to slower ones. ONNX needs packages of its own, without
+which there is StableHLO alone: python -m pip install -r examples/requirements-export.txt
 Zhu, Gupta: To Prune, or Not to Prune, 2017, arXiv:1710.01878. Jacob et al.: Quantization and
 Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018,
 arXiv:1712.05877. Polino et al.: Model Compression via Distillation and Quantization, 2018,
@@ -76,7 +77,7 @@ class Config(experiment.CommonFlags):
         tuple[float, ...],
         Range(0, 1, low_excluded=True, high_excluded=True),
     ] = (0.8,)
-    """Shares of the weights that are pruned."""
+    """Shares of the weights that are pruned. The figure's title is about the first."""
     labels: Annotated[int | Literal["all"] | None, Range(10), OPEN] = None
     """Labelled images of the students, or all (default: all; digits and quick 100)."""
     epochs: Annotated[int | None, Range(0, 10_000), OPEN] = None
@@ -101,6 +102,8 @@ class Config(experiment.CommonFlags):
     (default: train one)."""
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
+    quick: bool = False
+    """Take a first look, in 2 to 3 minutes: fewer images and steps."""
 
 
 # %% Models
@@ -208,7 +211,8 @@ def distillation_loss(student_logits, teacher_logits, labels, temperature=3.0, a
 # %% Steps
 # A student learns by `train_step` from the labels alone, by `train_student_step` from labels and
 # teacher. The teacher is frozen: its logits come with the batch, from a table that is filled once.
-# Both steps also train a student that is being compressed.
+# Both steps also train a student that is being compressed. They are those of script 15, and could
+# have a teacher instead of the table, too.
 
 
 @nnx.jit
@@ -272,7 +276,7 @@ def prune(student, sparsity):
     threshold = magnitudes[count - 1]
 
     def prune_array(x):
-        if x.ndim == 1:
+        if x.ndim <= 1:
             return x
         return jnp.where(np.abs(x) <= threshold, 0, x)
 
@@ -298,14 +302,14 @@ stay_pruned = optax.stateless_with_tree_map(
 # scale for each image, found as it comes in. Post-training quantisation rounds once, at the end.
 # Quantisation-aware training rounds in every step's forward pass, while the gradient passes through
 # the rounding as if it were not there: the weights learn to tolerate it (Jacob et al., 2018). qwix
-# does both to a Flax network.
+# does both to a Flax network. ONNX files are rounded by onnxruntime, which does it in another way.
 
 INT8 = {"module_path": ".*", "weight_qtype": jnp.int8, "act_qtype": jnp.int8}
 ONE_IMAGE = np.zeros((1, 28, 28, 1), np.float32)  # with which qwix finds its way through a network
 
 
-# qwix makes a new class in each call. Networks of one class share what is compiled for them: so the
-# first of these functions is compiled, and the second is called once.
+# Each call of qwix makes a new class, for which everything would be compiled anew. `nnx.jit` and
+# `functools.cache` see to it that there is one class after training, and one in training.
 
 
 @nnx.jit
@@ -450,11 +454,13 @@ def train_sparse(name, start, sparsity, lesson, recipe, run):
                 prune(student, find_sparsity(steps_done / steps_in_all, sparsity))
             training.log(step(batch))
             steps_done += 1
+        # However few steps there were: what is kept after an epoch is pruned, the last one in full.
         prune(student, find_sparsity(epoch / recipe.epochs, sparsity))
     return student
 
 
-ROUNDED_BY = f"qwix {importlib.metadata.version('qwix')}"  # by another version it trains anew
+# Part of what a checkpoint is known by: one of another qwix is not gone on with.
+ROUNDED_BY = f"qwix {importlib.metadata.version('qwix')}"
 
 
 def train_int8(name, start, lesson, recipe, run):
@@ -544,7 +550,7 @@ def export_onnx(network):
     """A float32 network as the bytes of an ONNX file, for batches of any size."""
     from jax2onnx import to_onnx
 
-    logging.disable(logging.WARNING)  # jax2onnx's about BatchNorm; the result is checked below
+    logging.disable(logging.WARNING)  # jax2onnx's about BatchNorm: `check_answers` finds it right
     try:
         model = to_onnx(
             to_function(network), [("batch", *IMAGE_SHAPE)],
@@ -724,7 +730,8 @@ def dense_recipe(config, data, seed, labels):
 
 def compression_recipe(config, recipe, labels, teacher_left_out=False):
     """How a student is trained on so many labels while it is compressed, from its recipe before.
-    Where it leaves its teacher out, few labels make it forget; at a low rate it forgets less."""
+    Each has the best rate that was found. With few labels, and its teacher left out, a student
+    forgets what it was taught, and a lower rate is best: it forgets less."""
     epochs = config.compression_epochs or max(1, recipe.epochs // 2)
     rate = config.compression_learning_rate
     if rate is None:
@@ -795,8 +802,8 @@ def compress(group, start, lesson, recipe, sparsities, run):
 
 
 def round_after_training(group, network):
-    """The Student that is rounded to int8 at the end. It is a clone, since its row of the results
-    has no training: rounding costs none."""
+    """The Student that is rounded to int8 at the end. It is a clone, so that the training is not
+    counted twice in the results."""
     return Student(group, "int8 after training", 0.0, nnx.clone(network))
 
 
@@ -857,7 +864,8 @@ def ship(student, run, seed, teacher_logits, is_timed):
 
     Args:
       teacher_logits: of the test images, [N, C].
-      is_timed: whether to measure latencies, too, and to check StableHLO: JAX has to compile it.
+      is_timed: whether to measure latencies, too, and to check the StableHLO file, which takes
+        compiling. An ONNX file is always checked.
     """
     shipped, contents = export_all(student.network, student.is_int8, run.data)
     logits = predict(shipped, run.data.test)
@@ -954,7 +962,7 @@ def draw(run):
     return figure
 
 
-def smallest_student(run):
+def shipped_student(run):
     """The name of the student that is shipped: distilled, pruned by the first sparsity, int8."""
     return name_of_student("distilled", "sparse int8", run.config.sparsities[0])
 
@@ -969,7 +977,7 @@ def times_smaller(run, name, kind, key):
 def say_what_is_saved(run, kind):
     """The figure's message: how much smaller than its teacher the shipped student is, and how
     accurate beside the distilled student in float32."""
-    name = smallest_student(run)
+    name = shipped_student(run)
     times = times_smaller(run, name, kind, "gzip_bytes")
     accuracies = accuracies_of_files(run, name, kind)
     change = np.mean(accuracies) - np.mean(accuracies_of_files(run, "distilled", kind))
@@ -1009,21 +1017,25 @@ def summarise_compression(run):
             kept = name_of_student("distilled", compression, row["sparsity"])
             how = kept.removeprefix("distilled, ")
             lines[f"teacher kept − left out, {how}"] = run.compare(kept, name)
+            rates = [run.values(x, "settings")[0]["learning_rate"] for x in (kept, name)]
+            lines["peak rate, teacher kept and left out"] = "{:g} and {:g}".format(*rates)
         else:
             lines[f"{name} − float32"] = run.compare(name, group)
 
     kinds = run.rows[0]["files"]
     for kind in kinds:
-        checked = [
-            row["files"][kind] for row in run.rows
-            if "int8" not in row["compression"] and "accuracy" in row["files"][kind]
-        ]  # fmt: skip
-        different = sum(file["different_answers"] for file in checked)
-        largest = max(file["largest_difference"] for file in checked)
-        lines[f"{kind}, {len(checked)} float32 networks"] = (
-            f"{different} answers differ from the network's, logits by {largest:.1g} at most"
-        )
-        name = smallest_student(run)
+        for precision in ("float32", "int8"):
+            checked = [
+                row["files"][kind] for row in run.rows
+                if "accuracy" in row["files"][kind]
+                and ("int8" in row["compression"]) == (precision == "int8")
+            ]  # fmt: skip
+            different = max(file["different_answers"] for file in checked)
+            largest = max(file["largest_difference"] for file in checked)
+            lines[f"{kind}, {len(checked)} {precision} networks"] = (
+                f"at most {different} answers differ from the network's, logits by {largest:.2g}"
+            )
+        name = shipped_student(run)
         packed = times_smaller(run, name, kind, "gzip_bytes")
         on_disk = times_smaller(run, name, kind, "bytes")
         lines[f"{kind}, {name}"] = (
@@ -1035,8 +1047,9 @@ def summarise_compression(run):
 
 
 # %% Main
-# One teacher; then, for each seed, two students and what they are compressed to. All are exported.
-# Of the first seed the distilled students that kept their teacher are timed, beside the teacher.
+# One teacher; then, for each seed, two students and what they are compressed to: with one sparsity
+# 14 trainings. All are exported. Of the first seed the distilled students that kept their teacher
+# are timed, beside the teacher.
 
 
 def main(config):
