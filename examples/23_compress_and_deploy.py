@@ -14,9 +14,9 @@ and with the teacher left out meanwhile. All are exported as StableHLO and ONNX,
 weighed. Those of the teacher and of the distilled student that kept it are compared with the
 networks on all test images, and timed on one core.
 
-    python examples/23_compress_and_deploy.py               # one seed: 9 to 16 minutes
+    python examples/23_compress_and_deploy.py               # one seed: 9 to 17 minutes
     python examples/23_compress_and_deploy.py --sparsities 0.8 0.95        # two sparsities
-    python examples/23_compress_and_deploy.py --quick       # a first look: 2 to 3 minutes
+    python examples/23_compress_and_deploy.py --quick       # a first look: about 2 minutes
 
 Times are for 2 CPU cores, from faster to slower ones. ONNX needs packages of its own, without
 which there is StableHLO alone: python -m pip install -r examples/requirements-export.txt
@@ -103,7 +103,7 @@ class Config(experiment.CommonFlags):
     teacher_seed: Seed = 0
     """Seed of the teacher: initial weights, dropout, order of batches."""
     quick: bool = False
-    """Take a first look, in 2 to 3 minutes: fewer images and steps."""
+    """Take a first look, in about 2 minutes: fewer images and steps."""
 
 
 # %% Models
