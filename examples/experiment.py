@@ -21,6 +21,7 @@ import platform
 import signal
 import sys
 import sysconfig
+import tempfile
 import time
 import types
 import typing
@@ -186,7 +187,11 @@ def run_script(main, config_class):
         os._exit(1)
     except (UserError, OSError) as error:  # The latter: a full disk, a folder without permission.
         script = Path(sys.argv[0]).name
-        print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.filename is None:
+            places = f"standard output or the temporary folder {tempfile.gettempdir()}"
+            message += f": {places}, in place of which TMPDIR may name another"
+        print(f"{script}: error: {message}", file=sys.stderr)
         if not fast.in_notebook():
             sys.exit(2)
 

@@ -1,10 +1,12 @@
 """Bad input: a line on stderr that names the flag or file, exit status 2, nothing harmed."""
 
+import errno
 import gzip
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 
 import experiment
 import numpy as np
@@ -199,6 +201,23 @@ def test_no_epochs_at_all(tmp_path):
     )
     assert [row["epoch_seconds"] for row in kd.main(config)["results"]] == [[], [], []]
     assert (tmp_path / "figure.png").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_is_named(named, monkeypatch, capsys):
+    """A file of its own by its name; else it was the output or a temporary file of a library."""
+
+    def main(_):
+        raise OSError(errno.ENOSPC, "No space left on device", *(["/a/file"] if named else []))
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit):
+        experiment.run_script(main, experiment.CommonFlags)
+    error = capsys.readouterr().err
+    assert error.startswith("script.py: error: [Errno 28] No space left on device")
+    assert error.count("\n") == 1
+    assert ("'/a/file'" in error) == named
+    assert ("TMPDIR" in error and tempfile.gettempdir() in error) != named
 
 
 def test_full_disk(tmp_path):
