@@ -34,7 +34,6 @@ FEWER = {  # less than what is quick, where that takes long
     "17_ensemble_distillation.py": "--epochs 10 --teacher-epochs 1",
     "18_self_distillation.py": "--epochs 10",
     "19_online_distillation.py": "--epochs 10",
-    "20_cross_modal_distillation.py": "--epochs 2",
     "21_feature_distillation.py": "--epochs 20",
     "22_architectures.py": "--epochs 20 --teacher-epochs 2",
     "23_compress_and_deploy.py": "--epochs 10 --compression-epochs 3",
