@@ -730,7 +730,7 @@ def deployed_latencies():
     device = read("deploy")["device"]
     note = (
         "Milliseconds on one core for black images: the median of 30 answers, and the 95th "
-        f"percentile. JAX sees {device}."
+        f"percentile, on a machine with {device}."
     )
     return table(header, lines, "deploy", note)
 
