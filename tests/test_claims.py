@@ -91,10 +91,15 @@ def loss_in_parts(name, compressed):
     return unsigned(gain(name, "distilled", compressed))
 
 
+def milliseconds(name, kind, batch_size):
+    """The median latency of a network's file; `kind` is onnx or stablehlo."""
+    return tables.file_of(name, kind)["latency_ms"][str(batch_size)]["median"]
+
+
 def times_of_float32_students():
     """Milliseconds for a batch of 128 in onnxruntime, of the students that compute the same."""
     return [
-        tables.file_of(name, "onnx")["latency_ms"]["128"]["median"]
+        milliseconds(name, "onnx", 128)
         for name in tables.DEPLOYED
         if name != "teacher" and "int8" not in name
     ]
@@ -105,11 +110,11 @@ def slower_in_int8():
     files of the same training."""
     pairs = {"int8 after training": "distilled", "int8 in training": "distilled, trained on"}
     pairs |= {f"{x} % sparse int8": f"distilled, {x} % sparse" for x in (80, 95)}
-    times = {
-        name: tables.file_of(name, "stablehlo")["latency_ms"]["128"]["median"]
-        for name in tables.DEPLOYED
-    }
-    return [times[f"distilled, {int8}"] / times[float32] for int8, float32 in pairs.items()]
+    return [
+        milliseconds(f"distilled, {int8}", "stablehlo", 128)
+        / milliseconds(float32, "stablehlo", 128)
+        for int8, float32 in pairs.items()
+    ]
 
 
 def unsigned(found):
@@ -1295,10 +1300,7 @@ CLAIMS = {
         ),
         (
             "the student in float32 answers one image about {:.0f} times as fast as its teacher.",
-            lambda: (
-                tables.file_of("teacher", "onnx")["latency_ms"]["1"]["median"]
-                / tables.file_of("distilled", "onnx")["latency_ms"]["1"]["median"]
-            ),
+            lambda: milliseconds("teacher", "onnx", 1) / milliseconds("distilled", "onnx", 1),
         ),
     ],
     "22_architectures": [
